@@ -1,0 +1,310 @@
+"""The job spec: what a user posts, and what it becomes once every default is resolved.
+
+``JobSpec`` is the request. ``resolve`` fills in what depends on other fields (variant -> terms, pipeline,
+automatic architectures), giving a ``ResolvedJobSpec`` that is stored with the job and reproduces it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from tide_core.contracts.base import Contract
+from tide_core.contracts.objective import (
+    CompDemoContext,
+    FullContext,
+    ObjectiveTerm,
+    Pipeline,
+    TeacherContext,
+    Variant,
+    check_terms,
+    expand_variant,
+)
+
+Location = Annotated[str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True)]
+"""A folder, a URL that fsspec understands, or a Hugging Face name."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class TeacherSpec(Contract):
+    """The frozen model that is asked for scores."""
+
+    model: Location
+    """Folder, URL or hub name of a checkpoint in the Hugging Face layout (safetensors only)."""
+    revision: str | None = None
+    """Hub revision; must be given for hub names in production, so that a job can be repeated."""
+    architecture: Literal["auto", "llada2_moe", "wedlm", "qwen3", "qwen2", "llama", "a2d-qwen3"] = "auto"
+    """Which adapter loads it; `auto` reads `model_type` in its config.json."""
+    dtype: Dtype = "auto"
+    """Precision of the served weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
+    """What the teacher may see: `auto` is `bidirectional` across tokenizers, `block_staircase` in a shared one."""
+
+
+class StudentSpec(Contract):
+    """The block-diffusion model to train: from a checkpoint, or fresh from a config."""
+
+    model: Location | None = None
+    """Checkpoint to start from: a block-diffusion student or a causal Qwen3 / Qwen2 / Llama model."""
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    """A model config (the fields of config.json) to initialise a fresh student; excludes `model`."""
+    tokenizer: Location | None = None
+    """Tokenizer folder; needed with `config`, else the model's own."""
+    add_mask_token: bool = False
+    """Add a mask token (and an embedding row) where the tokenizer has none."""
+    block_size: int = Field(default=32, ge=1, le=1024)
+    """Tokens per diffusion block."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give either 'model' (a checkpoint) or 'config' (a fresh student), not both")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("a fresh student ('config') needs 'tokenizer', the folder of its tokenizer")
+        return self
+
+
+class TemplateOptions(Contract):
+    """Options handed to the chat templates of both sides."""
+
+    enable_thinking: bool = False
+    """Qwen3's switch; false renders an empty think block."""
+    extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Further variables for the template."""
+
+
+class DataSource(Contract):
+    """One weighted source of rows."""
+
+    location: Location
+    """Path or glob of JSONL / JSON / Parquet, any fsspec URL, or a Hugging Face data set name."""
+    format: Literal["auto", "jsonl", "json", "parquet", "hub"] = "auto"
+    split: str = "train"
+    """Split of a hub data set, or the stem of the file in a folder that holds one file a split."""
+    name: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    rows: Literal["auto", "messages", "prompt_response", "text"] = "auto"
+    """How a row is read: chat messages, a prompt and a response, or plain text."""
+    messages_field: str = "messages"
+    prompt_field: str = "prompt"
+    response_field: str = "response"
+    text_field: str = "text"
+    weight: float = Field(default=1.0, gt=0)
+    """Share relative to the other sources: 0.5 keeps every second row, 2 visits every row twice an epoch."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many rows."""
+
+
+class HeldOut(Contract):
+    """What is never trained on and is used to measure."""
+
+    sources: tuple[DataSource, ...] = ()
+    """Held-out sources of their own; empty: a share of the training rows is set aside."""
+    fraction: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the rows (by hash of their content) set aside when `sources` is empty."""
+    limit: int = Field(default=512, ge=0)
+    """At most so many sequences are evaluated."""
+
+
+class DataSpec(Contract):
+    """Where the conversations come from and how they are cut."""
+
+    sources: tuple[DataSource, ...] = Field(min_length=1)
+    held_out: HeldOut = HeldOut()
+    template: TemplateOptions = TemplateOptions()
+    student_length: int = Field(default=512, ge=2, le=131072)
+    """Longest student sequence in tokens, a multiple of the block size."""
+    teacher_length: int | None = Field(default=None, ge=2, le=131072)
+    """Longest teacher sequence in tokens; default 1024 across tokenizers, 768 in a shared one."""
+
+
+class NoiseSpec(Contract):
+    """The forward process: how timesteps and masks are drawn (MDLM, BD3LM)."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    min_timestep: float = Field(default=1e-3, gt=0, lt=0.5)
+    """Smallest timestep drawn (eps)."""
+
+
+class Hyperparameters(Contract):
+    """The optimiser and the length of the run; defaults are the paper's."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data; default 10 when `max_steps` is not given."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; excludes `epochs`."""
+    global_batch_size: int = Field(default=64, ge=1)
+    """Sequences per optimiser step, over all workers and micro-batches."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Sequences per forward on one worker."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    gradient_clip_norm: float | None = Field(default=1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast of the student; `auto` is bfloat16 where the device computes in it, float32 elsewhere."""
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give either 'epochs' or 'max_steps', not both")
+        return self
+
+
+class Resources(Contract):
+    """What the job may take of the cluster."""
+
+    student_workers: int = Field(default=1, ge=1, le=4096)
+    """Data-parallel trainers."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    threads_per_worker: int | None = Field(default=None, ge=1)
+    """Intra-op threads of a trainer; default: its CPUs, at least one."""
+    teacher_replicas: int = Field(default=1, ge=1, le=1024)
+    gpus_per_teacher: float = Field(default=0, ge=0)
+    cpus_per_teacher: float = Field(default=1, gt=0)
+    teacher_share: float = Field(default=1.0, gt=0, le=1000)
+    """Weight of this job in the pool's fair queue, relative to the other jobs on the same teacher."""
+    prefetch_steps: int = Field(default=2, ge=0, le=64)
+    """Steps of score requests kept in flight ahead of the trainer."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Tries that the job's own failures may use up; the platform's failures do not count."""
+
+
+class CheckpointPolicy(Contract):
+    """When the trainer saves, and what is kept."""
+
+    every_steps: int = Field(default=100, ge=1)
+    keep: int = Field(default=2, ge=1, le=100)
+    """Newest checkpoints kept besides the export."""
+
+
+class ExactMatchTask(Contract):
+    """Held-out prompts whose sampled answer must equal the reference."""
+
+    source: DataSource
+    limit: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1)
+    group_field: str | None = None
+    """Column that names the task of a row, to report one figure a task."""
+
+
+class EvaluationSpec(Contract):
+    """What is measured on the held-out split, during training and at the end."""
+
+    enabled: bool = True
+    every_steps: int | None = Field(default=None, ge=1)
+    """Held-out NELBO during training; none: only at the end."""
+    timesteps: int = Field(default=8, ge=1, le=256)
+    """Timesteps a sequence in the NELBO's stratified estimate."""
+    teacher_kl: bool = True
+    """Measure the divergence from the teacher too (takes the teacher's pool for the evaluation)."""
+    baselines: bool = True
+    """Measure the start and the teacher beside the student."""
+    exact_match: ExactMatchTask | None = None
+
+
+class JobSpec(Contract):
+    """A distillation job as a user asks for it."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+    teacher: TeacherSpec
+    student: StudentSpec
+    pipeline: Literal["auto", "cross_tokenizer", "shared_tokenizer"] = "auto"
+    """`auto` compares the two tokenizers: shared when the student's content ids mean the same to the teacher."""
+    objective: Variant | Annotated[tuple[ObjectiveTerm, ...], Field(min_length=1)]
+    """A named variant, or a list of terms that are summed."""
+    teacher_context: TeacherContext | None = None
+    """What the teacher sees; default: the variant's, else `full`."""
+    noise: NoiseSpec = NoiseSpec()
+    data: DataSpec
+    hyperparameters: Hyperparameters = Hyperparameters()
+    resources: Resources = Resources()
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Every timestep, mask and split of the job is a function of this and of counters."""
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    """Up to 16 labels of the user's own."""
+    allow_unsupported: bool = False
+    """Run combinations that the method does not define, as an experiment."""
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.data.student_length % self.student.block_size:
+            raise ValueError(
+                f"data.student_length ({self.data.student_length}) must be a multiple of "
+                f"student.block_size ({self.student.block_size})"
+            )
+        return self
+
+
+class ResolvedJobSpec(JobSpec):
+    """A job spec with nothing left to decide: what runs, and what a manifest needs to repeat it."""
+
+    pipeline: Literal["cross_tokenizer", "shared_tokenizer"]
+    objective: Annotated[tuple[ObjectiveTerm, ...], Field(min_length=1)]
+    teacher_context: TeacherContext
+    variant: Variant | None = None
+    """The named variant that was asked for, if one was."""
+
+
+def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | None = None) -> ResolvedJobSpec:
+    """Fill in every default that depends on other fields.
+
+    Args:
+        spec: the request.
+        pipeline: what the two tokenizers allow, or what the user asked for.
+        teacher_architecture: `model_type` found in the teacher's config, for `architecture: auto`.
+
+    Raises:
+        InvalidInputError: the objective does not fit the pipeline (see `check_terms`).
+    """
+    variant = spec.objective if isinstance(spec.objective, Variant) else None
+    if isinstance(spec.objective, Variant):
+        terms, context = expand_variant(spec.objective, pipeline)
+    else:
+        terms, context = spec.objective, FullContext()
+    check_terms(terms, pipeline, allow_unsupported=spec.allow_unsupported)
+    cross = pipeline is Pipeline.CROSS_TOKENIZER
+    teacher = spec.teacher.model_copy(
+        update={
+            "architecture": teacher_architecture or spec.teacher.architecture,
+            "attention": _resolved_attention(spec.teacher, cross),
+        }
+    )
+    data = spec.data.model_copy(
+        update={"teacher_length": spec.data.teacher_length or (1024 if cross else 768)}
+    )
+    hyper = spec.hyperparameters
+    if hyper.epochs is None and hyper.max_steps is None:
+        hyper = hyper.model_copy(update={"epochs": 10.0})
+    values = dict(spec) | {
+        "pipeline": pipeline.value,
+        "objective": terms,
+        "teacher_context": spec.teacher_context or context,
+        "variant": variant,
+        "teacher": teacher,
+        "data": data,
+        "hyperparameters": hyper,
+    }
+    return ResolvedJobSpec(**values)
+
+
+def _resolved_attention(teacher: TeacherSpec, cross: bool) -> str:
+    if teacher.attention != "auto":
+        return teacher.attention
+    return "bidirectional" if cross else "block_staircase"
+
+
+def views(context: FullContext | CompDemoContext) -> int:
+    """How many noised views of a sequence the teacher answers for: 2 with CompDemo, else 1."""
+    return 2 if isinstance(context, CompDemoContext) else 1

@@ -1,0 +1,153 @@
+"""What workers and the control plane say to each other, over HTTP with an attempt's own token.
+
+A worker fetches its `AttemptBrief` once and sends `ReportBatch`es. Reports carry a sequence number per
+(attempt, phase); the control plane stores each number once, so a report may be sent again after any failure.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tide_core.contracts.base import Contract
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.states import Phase
+from tide_core.contracts.teacher import TeacherLease
+
+ENV_CONTROL_URL = "TIDE_CONTROL_URL"
+ENV_ATTEMPT_TOKEN = "TIDE_ATTEMPT_TOKEN"
+"""Environment of a Ray job: the control plane's address and a bearer token of this attempt and phase."""
+
+
+class AttemptBrief(Contract):
+    """All that a Ray job needs to know. `GET /internal/v1/attempt` with the attempt's token."""
+
+    job_id: str
+    attempt: int = Field(ge=1)
+    phase: Phase
+    spec: ResolvedJobSpec
+    storage: str
+    """Root of the storage: a folder or an fsspec URL."""
+    prepared: str | None = None
+    """Location of the prepared data set, once prepared."""
+    teacher: TeacherLease | None = None
+    """The lease, when this phase may ask the teacher."""
+    last_sequence: int = 0
+    """Highest report sequence number already stored for this attempt and phase."""
+
+    @property
+    def folder(self) -> str:
+        """Where everything of this job lies."""
+        return f"{self.storage.rstrip('/')}/jobs/{self.job_id}"
+
+
+class Progress(Contract):
+    """How far a phase is: shown as a bar with an ETA."""
+
+    type: Literal["progress"] = "progress"
+    phase: Phase
+    stage: str
+    """What is being done, in a word or two: "tokenising", "training", "sampling"."""
+    completed: float = Field(ge=0)
+    total: float | None = Field(default=None, ge=0)
+    unit: str = "steps"
+    eta_seconds: float | None = Field(default=None, ge=0)
+
+
+class Metrics(Contract):
+    """Figures of one optimiser step or of one evaluation."""
+
+    type: Literal["metrics"] = "metrics"
+    step: int = Field(ge=0)
+    values: dict[str, float]
+    """Name -> value, as in "loss", "loss/reverse_calm", "held_out/nelbo", "step_seconds"."""
+
+
+class CheckpointSaved(Contract):
+    """A checkpoint is complete in storage."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int = Field(ge=0)
+    location: str
+    bytes: int = Field(ge=0)
+    is_export: bool = False
+    """True for the final model in the Hugging Face layout, false for a training state."""
+
+
+class CheckpointDeleted(Contract):
+    """An old checkpoint was removed by the policy."""
+
+    type: Literal["checkpoint_deleted"] = "checkpoint_deleted"
+    step: int = Field(ge=0)
+    location: str
+
+
+class DatasetPrepared(Contract):
+    """The preparation is done (or was found in storage)."""
+
+    type: Literal["prepared"] = "prepared"
+    location: str
+    content_hash: str
+    rows: int = Field(ge=0)
+    held_out_rows: int = Field(ge=0)
+    rejected: dict[str, int]
+    """Rows left out, by reason."""
+    coverage: float = Field(ge=0, le=1)
+    """Share of the content bytes that lie in chunks, or in aligned positions."""
+    reused: bool = False
+
+
+class Finished(Contract):
+    """The phase ended well; `result` is its outcome in full (an evaluation report, say)."""
+
+    type: Literal["finished"] = "finished"
+    result: dict[str, Any] = Field(default_factory=dict)
+
+
+class Failed(Contract):
+    """The phase ended badly for a reason that the worker knows."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    retryable: bool
+    """True when the same attempt may work later (a node vanished); false when the input must change."""
+
+
+class Note(Contract):
+    """Something worth telling in the job's event log."""
+
+    type: Literal["note"] = "note"
+    level: Literal["info", "warning"] = "info"
+    code: str
+    message: str
+
+
+AnyReport = Annotated[
+    Progress | Metrics | CheckpointSaved | CheckpointDeleted | DatasetPrepared | Finished | Failed | Note,
+    Field(discriminator="type"),
+]
+
+
+class Report(Contract):
+    """One numbered report."""
+
+    sequence: int = Field(ge=1)
+    time: datetime
+    body: AnyReport
+
+
+class ReportBatch(Contract):
+    """`POST /internal/v1/reports` with the attempt's token."""
+
+    reports: tuple[Report, ...] = Field(max_length=1000)
+
+
+class ReportReceipt(Contract):
+    """What the control plane answers: everything up to here is stored; and whether to stop."""
+
+    acknowledged: int = Field(ge=0)
+    stop_requested: bool = False
+    """True once the job is being cancelled or paused: save and end."""

@@ -1,0 +1,88 @@
+"""A teacher as the control plane, the pool and the trainers refer to it."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from tide_core.contracts.base import Contract
+from tide_core.contracts.job import ResolvedJobSpec, TeacherSpec
+
+TEACHER_DEPLOYMENT = "teacher"
+"""Name of the Serve deployment inside a teacher's application."""
+
+
+class PoolState(StrEnum):
+    """Where a teacher's pool stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class TeacherPool(Contract):
+    """One Serve application: a teacher with everything that decides its answers and its placement.
+
+    Jobs whose pools have the same ``application`` share it.
+    """
+
+    teacher: TeacherSpec
+    replicas: int = Field(ge=1)
+    gpus_per_replica: float = Field(ge=0)
+    cpus_per_replica: float = Field(gt=0)
+
+    @property
+    def application(self) -> str:
+        """Name of the Serve application, a function of the teacher alone (not of its size)."""
+        digest = hashlib.blake2b(self.teacher.model_dump_json().encode(), digest_size=6).hexdigest()
+        return f"teacher-{digest}"
+
+    @property
+    def route_prefix(self) -> None:
+        """Teachers answer over Serve handles only, never over HTTP."""
+        return None
+
+
+def pool_for(spec: ResolvedJobSpec) -> TeacherPool:
+    """The pool that a job's teacher belongs to.
+
+    The attention pattern travels with each request, so it does not split pools.
+    """
+    teacher = spec.teacher.model_copy(update={"attention": "auto"})
+    return TeacherPool(
+        teacher=teacher,
+        replicas=spec.resources.teacher_replicas,
+        gpus_per_replica=spec.resources.gpus_per_teacher,
+        cpus_per_replica=spec.resources.cpus_per_teacher,
+    )
+
+
+class TeacherLease(Contract):
+    """What a trainer holds while it may ask a pool: where it is and what it must answer as."""
+
+    application: str
+    deployment: str = TEACHER_DEPLOYMENT
+    job_weight: float = Field(default=1.0, gt=0)
+    fingerprint: str | None = None
+    """Fingerprint the pool attested; answers with another one are refused. None until attested."""
+
+
+class TeacherDescription(Contract):
+    """What a replica says of itself once its weights are loaded and attested."""
+
+    fingerprint: str
+    """Hash over weights, dtype and code version."""
+    tokenizer_fingerprint: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    mask_token_id: int
+    parameters: int
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device: str
+    weight_bytes: int
