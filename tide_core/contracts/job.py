@@ -39,7 +39,7 @@ class TeacherSpec(Contract):
     dtype: Dtype = "auto"
     """Precision of the served weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
-    """What the teacher may see: `auto` is `bidirectional` across tokenizers, `block_staircase` in a shared one."""
+    """What the teacher may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
 
 
 class StudentSpec(Contract):
@@ -219,7 +219,7 @@ class JobSpec(Contract):
     teacher: TeacherSpec
     student: StudentSpec
     pipeline: Literal["auto", "cross_tokenizer", "shared_tokenizer"] = "auto"
-    """`auto` compares the two tokenizers: shared when the student's content ids mean the same to the teacher."""
+    """`auto` compares the tokenizers: shared when the student's content ids mean the same to the teacher."""
     objective: Variant | Annotated[tuple[ObjectiveTerm, ...], Field(min_length=1)]
     """A named variant, or a list of terms that are summed."""
     teacher_context: TeacherContext | None = None

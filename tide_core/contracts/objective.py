@@ -193,8 +193,8 @@ def check_terms(
         if isinstance(term, wrong):
             raise InvalidInputError(
                 f"The term '{term.type}' does not exist in the pipeline '{pipeline}': chunk terms need "
-                "'cross_tokenizer', position terms need 'shared_tokenizer'. Choose a term of this pipeline or a "
-                "named variant.",
+                "'cross_tokenizer', position terms need 'shared_tokenizer'. Choose a term of this pipeline "
+                "or a named variant.",
                 code="objective_pipeline_mismatch",
                 param=f"objective.{number}.type",
             )

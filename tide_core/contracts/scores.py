@@ -71,8 +71,8 @@ class ScoreRequest:
     def __post_init__(self) -> None:
         if self.token_ids.ndim != 1 or self.groups.shape != self.token_ids.shape:
             raise ShapeError(
-                f"groups has shape {self.groups.shape}, token_ids {self.token_ids.shape}: both must be the same "
-                "flat length",
+                f"groups has shape {self.groups.shape}, token_ids {self.token_ids.shape}: both must "
+                "be the same flat length",
                 param="groups",
             )
         if (

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from tide_core.contracts.base import Contract
 from tide_core.contracts.job import ResolvedJobSpec, TeacherSpec
+from tide_core.contracts.objective import needs_teacher
+from tide_core.contracts.states import Phase
 
 TEACHER_DEPLOYMENT = "teacher"
 """Name of the Serve deployment inside a teacher's application."""
@@ -41,11 +43,6 @@ class TeacherPool(Contract):
         """Name of the Serve application, a function of the teacher alone (not of its size)."""
         digest = hashlib.blake2b(self.teacher.model_dump_json().encode(), digest_size=6).hexdigest()
         return f"teacher-{digest}"
-
-    @property
-    def route_prefix(self) -> None:
-        """Teachers answer over Serve handles only, never over HTTP."""
-        return None
 
 
 def pool_for(spec: ResolvedJobSpec) -> TeacherPool:
@@ -86,3 +83,14 @@ class TeacherDescription(Contract):
     dtype: Literal["float32", "bfloat16", "float16"]
     device: str
     weight_bytes: int
+
+
+def phase_needs_teacher(spec: ResolvedJobSpec, phase: Phase) -> bool:
+    """Whether a phase of this job asks the teacher for scores, and therefore holds a lease."""
+    match phase:
+        case Phase.PREPARE:
+            return False
+        case Phase.TRAIN:
+            return needs_teacher(spec.objective)
+        case Phase.EVALUATE:
+            return spec.evaluation.enabled and (spec.evaluation.teacher_kl or spec.evaluation.baselines)
