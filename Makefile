@@ -1,11 +1,45 @@
+# Two commands do everything on a fresh machine with Python 3.11:
+#   make demo   installs what it needs and runs a real distillation, end to end
+#   make test   installs what it needs and passes the checks and the tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST_FLAGS ?=
+
+.PHONY: help install browser demo test check lint types imports bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
-.PHONY: install
-install: $(VENV)/.installed
+install: $(VENV)/.installed  ## create the virtual environment
+
+demo: install  ## distil two students on this machine and compare them with their controls
+	$(BIN)/tide demo
+
+browser:  # the browser test needs Chromium; without root or apt it is skipped with a reason
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }; } || \
+	  echo "no Chromium here: the browser test will be skipped"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+check: lint types imports  ## style, types and import contracts
+
+test: check browser  ## everything that CI runs
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+clean:  ## remove the virtual environment and everything that runs left
+	rm -rf $(VENV) .tide .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -39,7 +39,7 @@ class TeacherSpec(Contract):
     dtype: Dtype = "auto"
     """Precision of the served weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
-    """What the teacher may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
+    """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
 
 
 class StudentSpec(Contract):
