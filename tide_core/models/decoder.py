@@ -1,0 +1,294 @@
+"""The decoder that every student and teacher here is: embedding, pre-norm layers, final norm, LM head.
+
+Which positions may see each other is the caller's affair: a forward takes any boolean mask and explicit
+position ids, so the same weights serve bidirectionally, causally, or under a block pattern.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
+
+from tide_core.contracts.errors import CheckpointError, InvalidInputError, ShapeError
+from tide_core.models.cache import KeyValueCache
+from tide_core.models.configuration import DecoderConfig
+from tide_core.models.headers import CONFIG_NAME, read_config, read_headers
+from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm
+from tide_core.models.loading import DEFAULT_SHARD_BYTES, load_weights, save_sharded, stored_dtype
+from tide_core.models.rotary import rotary_tables
+
+AttentionMask = (
+    Bool[Tensor, "batch key"]
+    | Bool[Tensor, "batch query key"]
+    | Bool[Tensor, "batch 1 query key"]
+    | BlockMask
+)
+
+
+class Decoder(nn.Module):
+    """Base of all models. Subclasses name their configuration, their layers and their checkpoint keys.
+
+    Attributes:
+        config: sizes and token ids.
+        lm_head: linear map from hidden states to logits, ``weight`` of shape [vocab, hidden]; its weight is
+            the embedding's where the configuration ties them.
+        activation_checkpointing: recompute each layer in the backward pass instead of keeping its
+            activations.
+    """
+
+    config_type: ClassVar[type[DecoderConfig]]
+    architecture_name: ClassVar[str]
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(self.build_layer(index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.activation_checkpointing = False
+        self._tie()
+
+    @abstractmethod
+    def build_layer(self, index: int) -> DecoderLayer:
+        """The layer at an index."""
+
+    @abstractmethod
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Views of all weights under the genuine checkpoint's keys; writing to a view writes the
+        parameter.
+        """
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id of the mask token.
+
+        Raises:
+            InvalidInputError: the model folder names none.
+        """
+        if self.config.mask_token_id is None:
+            raise InvalidInputError(
+                "This model has no mask token: convert it with add_mask_token, or name mask_token_id in "
+                "config.json.",
+                code="no_mask_token",
+                param="mask_token_id",
+            )
+        return self.config.mask_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: AttentionMask | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Hidden states after the final norm.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: True where a query may attend to a key: ``[batch, key]`` for padding, ``[batch,
+                query, key]`` or ``[batch, 1, query, key]`` for any pattern, a FlexAttention ``BlockMask``, or
+                None when every position sees every other. A query without a key is let see every key: its
+                output means nothing, but it is finite, where a softmax over nothing would not be.
+            position_ids: rotary positions. By default the count of real tokens before each one under a
+                ``[batch, key]`` mask, and 0, 1, 2 ... (behind the cache's prefix) otherwise.
+            cache: keys and values of a prefix; keys are then the prefix's positions followed by ``seq``.
+                Without gradients only.
+
+        Raises:
+            ShapeError: the mask or the positions do not fit the ids.
+        """
+        prefix = cache.length if cache is not None else 0
+        if position_ids is None:
+            position_ids = _default_positions(input_ids, attention_mask, prefix)
+        pattern = _attention_pattern(attention_mask, input_ids, prefix)
+        _check_positions(position_ids, input_ids)
+        hidden = self.embedding(input_ids)
+        width = torch.promote_types(hidden.dtype, torch.float32)
+        cosines, sines = rotary_tables(position_ids, self.config.rotary, self.config.rotated_dim, width)
+        context = LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), pattern, cache)
+        for layer in self.layers:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, context, use_reentrant=False)
+            else:
+                hidden = layer(hidden, context)
+        return self.norm(hidden)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: AttentionMask | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """``forward`` without gradients: what a teacher offers."""
+        return self(input_ids, attention_mask, position_ids)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DecoderConfig | Mapping[str, Any],
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """A model with fresh weights: normal with ``initializer_range``, norms 1, biases 0.
+
+        The draws depend on the seed and the configuration alone; they are made in float32 on the CPU, in the
+        order of the checkpoint's keys.
+        """
+        model = cls._empty(cls._as_config(config), dtype, device)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, tensor in model.checkpoint_tensors().items():
+                if tensor.ndim == 1:
+                    tensor.fill_(1.0 if key.endswith("norm.weight") else 0.0)
+                else:
+                    values = torch.empty(tensor.shape, dtype=torch.float32)
+                    tensor.copy_(values.normal_(0.0, model.config.initializer_range, generator=generator))
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """A model from a folder with ``config.json`` and safetensors, in evaluation mode.
+
+        Args:
+            folder: a model folder in the Hugging Face layout.
+            dtype: of the weights in memory; without it, as stored.
+            device: where the weights go.
+
+        Raises:
+            CheckpointError: the folder is incomplete, of another architecture, or its weights do not fit.
+        """
+        config = cls._as_config(read_config(folder))
+        model = cls._empty(config, dtype or stored_dtype(read_headers(folder)), device)
+        load_weights(model.checkpoint_tensors(), folder)
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    ) -> None:
+        """Write ``config.json`` and safetensors in the genuine layout."""
+        path = Path(folder)
+        save_sharded(self.checkpoint_tensors(), path, max_shard_bytes)
+        payload = self.config_json()
+        (path / CONFIG_NAME).write_text(
+            json.dumps(payload, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+
+    def config_json(self) -> dict[str, Any]:
+        """The fields of ``config.json``, dtype and architecture name included."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return self.config.to_json() | {"architectures": [self.architecture_name], "torch_dtype": dtype}
+
+    def head_tensors(self, embedding_key: str) -> dict[str, Tensor]:
+        """Embedding, final norm and head (unless tied) by their keys."""
+        tensors: dict[str, Tensor] = {
+            embedding_key: self.embedding.weight,
+            "model.norm.weight": self.norm.weight,
+        }
+        if not self.config.tie_word_embeddings:
+            tensors["lm_head.weight"] = self.lm_head.weight
+        return tensors
+
+    @classmethod
+    def _as_config(cls, config: DecoderConfig | Mapping[str, Any]) -> DecoderConfig:
+        if isinstance(config, cls.config_type):
+            return config
+        if isinstance(config, DecoderConfig):
+            raise CheckpointError(
+                f"{cls.__name__} takes a {cls.config_type.__name__}, not a {type(config).__name__}.",
+                param="config",
+            )
+        return cls.config_type.from_json(dict(config))
+
+    @classmethod
+    def _empty(cls, config: DecoderConfig, dtype: torch.dtype, device: str | torch.device) -> Self:
+        # Built without storage first: nothing is initialised twice, and the full-precision copy never exists.
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to(dtype).to_empty(device=device)
+        model._tie()
+        return model
+
+    def _tie(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+
+def _default_positions(
+    input_ids: Int[Tensor, "batch seq"], mask: AttentionMask | None, prefix: int
+) -> Int[Tensor, "batch seq"]:
+    batch, seq = input_ids.shape
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
+    return torch.arange(prefix, prefix + seq, device=input_ids.device).expand(batch, seq)
+
+
+def _check_positions(position_ids: Int[Tensor, "..."], input_ids: Int[Tensor, "batch seq"]) -> None:
+    if position_ids.shape != input_ids.shape:
+        raise ShapeError(
+            f"position_ids is {list(position_ids.shape)}, input_ids {list(input_ids.shape)}.",
+            param="position_ids",
+        )
+
+
+def _attention_pattern(
+    mask: AttentionMask | None, input_ids: Int[Tensor, "batch seq"], prefix: int
+) -> AttentionPattern:
+    if mask is None or isinstance(mask, BlockMask):
+        return mask
+    batch, query = input_ids.shape
+    key = prefix + query
+    expected = {2: (batch, key), 3: (batch, query, key), 4: (batch, 1, query, key)}.get(mask.ndim)
+    if (
+        expected is None
+        or mask.dtype != torch.bool
+        or any(
+            size not in (wanted, 1) if axis == 0 else size != wanted
+            for axis, (size, wanted) in enumerate(zip(mask.shape, expected, strict=True))
+        )
+    ):
+        raise ShapeError(
+            f"attention_mask is {mask.dtype} {list(mask.shape)}: it must be bool of shape [{batch}, {key}], "
+            f"[{batch}, {query}, {key}] or [{batch}, 1, {query}, {key}].",
+            param="attention_mask",
+        )
+    if mask.ndim == 2:
+        pattern = mask[:, None, None, :].expand(-1, -1, query, -1)
+    else:
+        pattern = mask if mask.ndim == 4 else mask[:, None]
+    return pattern | ~pattern.any(-1, keepdim=True)

@@ -1,0 +1,194 @@
+"""Reading and writing weights in the Hugging Face layout, tensor by tensor.
+
+A model offers ``checkpoint_tensors()``: views of its parameters under the checkpoint's genuine keys. Loading
+copies each stored tensor straight into its view, converting the dtype on the way, so that memory never holds
+the weights twice; saving writes the views in shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tide_core.contracts.errors import CheckpointError
+from tide_core.models.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, read_config, read_headers
+
+DEFAULT_SHARD_BYTES = 4 * 1024**3
+HEAD_KEYS = ("lm_head.weight",)
+EMBEDDING_KEYS = ("model.embed_tokens.weight", "model.word_embeddings.weight")
+# Older Llama checkpoints store the rotary frequencies, which the configuration already determines.
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """``float32``, ``bfloat16``, ``float16`` or ``float64`` as torch's dtype.
+
+    Raises:
+        CheckpointError: any other name.
+    """
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in _TORCH_DTYPES.values()}
+    if name not in dtypes:
+        raise CheckpointError(f"Unknown dtype {name!r}: use one of {', '.join(dtypes)}.", param="dtype")
+    return dtypes[name]
+
+
+def stored_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
+    """The dtype in which a checkpoint keeps its embedding, taken as that of the model.
+
+    Raises:
+        CheckpointError: there is no embedding, or it is stored in a quantised format.
+    """
+    for key in EMBEDDING_KEYS:
+        if key in headers:
+            if headers[key].dtype not in _TORCH_DTYPES:
+                raise CheckpointError(
+                    f"{key} is stored as {headers[key].dtype}: quantised weights are not supported.",
+                    param=key,
+                )
+            return _TORCH_DTYPES[headers[key].dtype]
+    raise CheckpointError(f"No embedding among the keys: expected {' or '.join(EMBEDDING_KEYS)}.")
+
+
+def load_weights(targets: Mapping[str, Tensor], folder: str | os.PathLike[str]) -> None:
+    """Fill ``targets`` (views of parameters by checkpoint key) from a folder's safetensors.
+
+    Raises:
+        CheckpointError: keys are missing, left over or of another shape; all of them are listed.
+    """
+    headers = read_headers(folder)
+    _check_keys(targets, headers, is_tied="lm_head.weight" not in targets)
+    for file in sorted({headers[key].file for key in targets}):
+        with safe_open(file, framework="pt") as stored, torch.no_grad():
+            for key in (key for key in targets if headers[key].file == file):
+                targets[key].copy_(stored.get_tensor(key))
+
+
+def _check_keys(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHeader], *, is_tied: bool) -> None:
+    missing = sorted(set(targets) - set(headers))
+    extra = sorted(key for key in set(headers) - set(targets) if not _may_be_left(key, is_tied=is_tied))
+    wrong = [
+        f"{key} is {list(headers[key].shape)}, the configuration asks for {list(target.shape)}"
+        for key, target in targets.items()
+        if key in headers and headers[key].shape != tuple(target.shape)
+    ]
+    if missing or extra or wrong:
+        parts = [
+            f"{title} ({len(keys)}): {_listing(keys)}"
+            for title, keys in (
+                ("missing", missing),
+                ("not of this model", extra),
+                ("of another shape", wrong),
+            )
+            if keys
+        ]
+        raise CheckpointError(
+            "The weights do not fit config.json. " + "; ".join(parts) + ".",
+            param=(missing or extra or [wrong[0].split(" ")[0] if wrong else ""])[0],
+        )
+
+
+def _may_be_left(key: str, *, is_tied: bool) -> bool:
+    return key.endswith(IGNORED_SUFFIXES) or (is_tied and key in HEAD_KEYS)
+
+
+def _listing(keys: list[str], shown: int = 40) -> str:
+    more = f", and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more
+
+
+def save_sharded(
+    state: Mapping[str, Tensor],
+    folder: str | os.PathLike[str],
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[Path]:
+    """Write tensors as ``model.safetensors``, or as shards with an index when they are more than one shard's
+    bytes.
+
+    Args:
+        state: tensors by checkpoint key; views are written as contiguous copies, one shard at a time.
+        folder: created when it is not there.
+        max_shard_bytes: no shard is larger, unless a single tensor is.
+
+    Returns:
+        The files written.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    shards = _shards(state, max_shard_bytes)
+    if len(shards) == 1:
+        _write(shards[0], state, path / SINGLE_NAME)
+        return [path / SINGLE_NAME]
+    weight_map: dict[str, str] = {}
+    files = []
+    for number, keys in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write(keys, state, path / name)
+        files.append(path / name)
+        weight_map.update(dict.fromkeys(keys, name))
+    total = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (path / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _shards(state: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key, tensor in state.items():
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(key)
+        filled += tensor.nbytes
+    return shards
+
+
+def _write(keys: Iterable[str], state: Mapping[str, Tensor], file: Path) -> None:
+    # ``clone`` because two views of one fused parameter share storage, which the format refuses.
+    tensors = {key: state[key].detach().cpu().contiguous().clone() for key in keys}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def lm_head_weight(
+    folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> Float[Tensor, "vocab hidden"]:
+    """The LM head alone, the tied embedding where there is none; nothing else is read.
+
+    For whoever receives hidden states and turns them into logits.
+
+    Args:
+        folder: a model folder.
+        dtype: the result's dtype; without it, as stored.
+
+    Raises:
+        CheckpointError: the folder holds neither a head nor an embedding.
+    """
+    headers = read_headers(folder)
+    is_tied = bool(read_config(folder).get("tie_word_embeddings", False))
+    for key in (*(() if is_tied else HEAD_KEYS), *EMBEDDING_KEYS):
+        if key in headers:
+            with safe_open(headers[key].file, framework="pt") as stored:
+                weight: Tensor = stored.get_tensor(key)
+            return weight if dtype is None else weight.to(dtype)
+        if key in HEAD_KEYS:
+            raise CheckpointError(
+                f"{key} is missing and config.json does not tie it to the embedding.", param=key
+            )
+    raise CheckpointError(
+        f"No LM head among the keys: expected {' or '.join((*HEAD_KEYS, *EMBEDDING_KEYS))}."
+    )

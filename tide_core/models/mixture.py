@@ -1,0 +1,173 @@
+"""Mixture-of-experts feed-forward: group-limited sigmoid routing, grouped expert products.
+
+Which path computes the experts: on CUDA, where torch offers a grouped matrix product for the dtype
+(``torch.nn.functional.grouped_mm``: bfloat16, float16, float32), one launch a projection over tokens sorted
+by expert; on the CPU, and for float64, a loop over the experts that have tokens, each one matrix product over
+its own contiguous rows. (torch's CPU version of the grouped product is such a loop as well, was no faster
+when measured, and has no float64.) Both sort the tokens the same way and give equal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tide_core.models.layers import GatedFeedForward
+
+
+@dataclass(frozen=True)
+class RoutingRule:
+    """How experts are chosen: the ``kept_groups`` best of ``groups``, then ``chosen`` experts within them."""
+
+    experts: int
+    groups: int
+    kept_groups: int
+    chosen: int
+    scale: float
+    is_normalised: bool
+
+
+class Router(nn.Module):
+    """Scores experts in float32 and picks a few for every token (LLaDA2.0, arXiv 2512.15745)."""
+
+    def __init__(self, hidden_size: int, rule: RoutingRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.weight = nn.Parameter(torch.empty(rule.experts, hidden_size))
+        # Moved by load balancing, never by a gradient; kept in float32 whatever the model's dtype.
+        self.expert_bias = nn.Parameter(torch.empty(rule.experts), requires_grad=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Called by ``to``, ``half``, ``to_empty`` and their like.
+        kept = self.expert_bias.data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.expert_bias.dtype != torch.float32:
+            self.expert_bias.data = kept.to(self.expert_bias.device)
+        return self
+
+    def forward(
+        self, tokens: Float[Tensor, "token hidden"]
+    ) -> tuple[Float[Tensor, "token chosen"], Int[Tensor, "token chosen"]]:
+        """Weights and indices of the chosen experts.
+
+        ``s = sigmoid(W h)``; the choice goes by ``s + expert_bias``, a group's score being the sum of its two
+        largest; the weights are the un-biased ``s`` over their sum (+1e-20), times the scale.
+        """
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):
+            scores = functional.linear(tokens.to(wide), self.weight.to(wide)).sigmoid()
+        experts = self._choose(scores.detach() + self.expert_bias)
+        weights = scores.gather(1, experts)
+        if self.rule.is_normalised and self.rule.chosen > 1:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * self.rule.scale, experts
+
+    def _choose(self, scores: Float[Tensor, "token expert"]) -> Int[Tensor, "token chosen"]:
+        rule = self.rule
+        grouped = scores.view(len(scores), rule.groups, -1)
+        group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        kept = group_scores.topk(rule.kept_groups, dim=-1, sorted=False).indices
+        is_kept = torch.zeros_like(group_scores, dtype=torch.bool).scatter(1, kept, True)
+        limited = grouped.masked_fill(~is_kept[..., None], float("-inf")).flatten(1)
+        chosen: Tensor = limited.topk(rule.chosen, dim=-1, sorted=False).indices
+        return chosen
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked: ``gate_up`` [expert, 2 width, hidden], ``down`` [expert,
+    hidden, width].
+    """
+
+    def __init__(self, experts: int, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, hidden_size))
+        self.down = nn.Parameter(torch.empty(experts, hidden_size, width))
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "token hidden"],
+        weights: Float[Tensor, "token chosen"],
+        experts: Int[Tensor, "token chosen"],
+    ) -> Float[Tensor, "token hidden"]:
+        """Weighted sum of each token's chosen experts, accumulated in the weights' precision."""
+        chosen = experts.shape[1]
+        order = experts.flatten().argsort(stable=True)
+        counts = torch.bincount(experts.flatten(), minlength=self.gate_up.shape[0])
+        rows = tokens[order // chosen]
+        outputs = self.grouped(rows, counts) if uses_grouped_product(rows) else self.looped(rows, counts)
+        # Undo the sort, so that a token's experts lie together and are summed in a fixed order on every
+        # device.
+        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        per_token = outputs[ranks].view(len(tokens), chosen, -1)
+        mixed: Tensor = (per_token * weights[..., None]).sum(1)
+        return mixed.to(tokens.dtype)
+
+    def looped(
+        self, rows: Float[Tensor, "row hidden"], counts: Int[Tensor, " expert"]
+    ) -> Float[Tensor, "row hidden"]:
+        """One pair of matrix products for every expert that has rows; ``rows`` are sorted by expert."""
+        sizes = counts.tolist()
+        outputs = []
+        for expert, part in enumerate(rows.split_with_sizes(sizes)):
+            if sizes[expert]:
+                gate, up = functional.linear(part, self.gate_up[expert]).chunk(2, dim=-1)
+                outputs.append(functional.linear(functional.silu(gate) * up, self.down[expert]))
+        return torch.cat(outputs) if outputs else rows
+
+    def grouped(
+        self, rows: Float[Tensor, "row hidden"], counts: Int[Tensor, " expert"]
+    ) -> Float[Tensor, "row hidden"]:
+        """Two grouped matrix products over all experts at once; ``rows`` are sorted by expert."""
+        ends = counts.cumsum(0).to(torch.int32)
+        gate_up = functional.grouped_mm(rows, self.gate_up.to(rows.dtype).transpose(1, 2), offs=ends)
+        gate, up = gate_up.chunk(2, dim=-1)
+        product: Tensor = functional.grouped_mm(
+            functional.silu(gate) * up, self.down.to(rows.dtype).transpose(1, 2), offs=ends
+        )
+        return product
+
+
+def uses_grouped_product(rows: Float[Tensor, "row hidden"]) -> bool:
+    """Whether the grouped matrix product runs for these rows: on CUDA, in every dtype but float64."""
+    return rows.device.type == "cuda" and rows.dtype != torch.float64
+
+
+class MixtureFeedForward(nn.Module):
+    """Routed experts plus the shared ones that see every token."""
+
+    def __init__(self, hidden_size: int, width: int, shared_experts: int, rule: RoutingRule) -> None:
+        super().__init__()
+        self.router = Router(hidden_size, rule)
+        self.experts = Experts(rule.experts, hidden_size, width)
+        self.shared = GatedFeedForward(hidden_size, width * shared_experts) if shared_experts else None
+
+    def forward(self, hidden: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq hidden"]:
+        tokens = hidden.flatten(0, 1)
+        weights, experts = self.router(tokens)
+        routed: Tensor = self.experts(tokens, weights, experts).view_as(hidden)
+        if self.shared is not None:
+            routed = routed + self.shared(hidden)
+        return routed
+
+    def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Views of the weights by LLaDA2's names: ``gate``, ``experts.E.*``, ``shared_experts.*``."""
+        tensors: dict[str, Tensor] = {
+            f"{prefix}gate.weight": self.router.weight,
+            f"{prefix}gate.expert_bias": self.router.expert_bias,
+        }
+        width = self.experts.width
+        for expert in range(self.experts.gate_up.shape[0]):
+            name = f"{prefix}experts.{expert}."
+            tensors[f"{name}gate_proj.weight"] = self.experts.gate_up[expert, :width]
+            tensors[f"{name}up_proj.weight"] = self.experts.gate_up[expert, width:]
+            tensors[f"{name}down_proj.weight"] = self.experts.down[expert]
+        if self.shared is not None:
+            tensors |= self.shared.checkpoint_tensors(f"{prefix}shared_experts.")
+        return tensors

@@ -1,0 +1,143 @@
+"""LLaDA2.0 mixture-of-experts diffusion model (arXiv 2512.15745), in the genuine checkpoint's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tide_core.contracts.errors import CheckpointError
+from tide_core.models.configuration import DecoderConfig
+from tide_core.models.decoder import Decoder
+from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
+from tide_core.models.mixture import MixtureFeedForward, RoutingRule
+
+MODEL_TYPE = "llada2_moe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaDA2MoeConfig(DecoderConfig):
+    """Configuration of LLaDA2; field names as in the genuine ``config.json``.
+
+    Raises (on construction):
+        CheckpointError: fields contradict each other, e.g. experts that do not divide into their groups.
+    """
+
+    model_type: str = MODEL_TYPE
+    moe_intermediate_size: int
+    num_experts: int
+    num_experts_per_tok: int
+    num_shared_experts: int = 1
+    n_group: int = 1
+    topk_group: int = 1
+    first_k_dense_replace: int = 0
+    routed_scaling_factor: float = 1.0
+    norm_topk_prob: bool = True
+    use_qk_norm: bool = True
+    use_qkv_bias: bool = False
+    use_bias: bool = False
+    score_function: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model_type != MODEL_TYPE:
+            raise CheckpointError(
+                f"model_type is {self.model_type!r}, not {MODEL_TYPE!r}.",
+                code="unknown_architecture",
+                param="model_type",
+            )
+        if self.score_function != "sigmoid":
+            raise CheckpointError(
+                f"score_function {self.score_function!r} is not supported: LLaDA2 routes by sigmoid.",
+                param="score_function",
+            )
+        if self.num_experts < 1 or self.n_group < 1 or self.num_experts % self.n_group:
+            raise CheckpointError(
+                f"{self.num_experts} experts do not divide into {self.n_group} groups.", param="n_group"
+            )
+        if not 1 <= self.topk_group <= self.n_group:
+            raise CheckpointError(
+                f"topk_group must lie between 1 and n_group = {self.n_group}, not {self.topk_group}.",
+                param="topk_group",
+            )
+        available = self.topk_group * (self.num_experts // self.n_group)
+        if not 1 <= self.num_experts_per_tok <= available:
+            raise CheckpointError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, but the kept groups hold {available}.",
+                param="num_experts_per_tok",
+            )
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        return AttentionShape(
+            hidden_size=self.hidden_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            has_qk_norm=self.use_qk_norm,
+            has_qkv_bias=self.use_qkv_bias,
+            has_output_bias=self.use_bias,
+            norm_eps=self.rms_norm_eps,
+        )
+
+    @property
+    def routing_rule(self) -> RoutingRule:
+        """How a sparse layer chooses experts."""
+        return RoutingRule(
+            experts=self.num_experts,
+            groups=self.n_group,
+            kept_groups=self.topk_group,
+            chosen=self.num_experts_per_tok,
+            scale=self.routed_scaling_factor,
+            is_normalised=self.norm_topk_prob,
+        )
+
+
+class LLaDA2MoeModel(Decoder):
+    """The model; ``from_pretrained(folder)`` loads the genuine layout, ``forward`` gives hidden states."""
+
+    config_type = LLaDA2MoeConfig
+    architecture_name = "LLaDA2MoeModelLM"
+    config: LLaDA2MoeConfig
+
+    def build_layer(self, index: int) -> DecoderLayer:
+        config = self.config
+        attention = Attention(config.attention_shape, index)
+        if index < config.first_k_dense_replace:
+            return DecoderLayer(attention, GatedFeedForward(config.hidden_size, config.intermediate_size))
+        return DecoderLayer(
+            attention,
+            MixtureFeedForward(
+                config.hidden_size,
+                config.moe_intermediate_size,
+                config.num_shared_experts,
+                config.routing_rule,
+            ),
+        )
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        tensors = self.head_tensors("model.word_embeddings.weight")
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            assert isinstance(layer.feed_forward, GatedFeedForward | MixtureFeedForward)
+            prefix = f"model.layers.{index}."
+            tensors |= _attention_tensors(layer.attention, f"{prefix}attention.")
+            tensors |= layer.feed_forward.checkpoint_tensors(f"{prefix}mlp.")
+            tensors[f"{prefix}input_layernorm.weight"] = layer.attention_norm.weight
+            tensors[f"{prefix}post_attention_layernorm.weight"] = layer.feed_forward_norm.weight
+        return tensors
+
+
+def _attention_tensors(attention: Attention, prefix: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {
+        f"{prefix}query_key_value.weight": attention.query_key_value.weight,
+        f"{prefix}dense.weight": attention.output.weight,
+    }
+    if attention.query_key_value.bias is not None:
+        tensors[f"{prefix}query_key_value.bias"] = attention.query_key_value.bias
+    if attention.output.bias is not None:
+        tensors[f"{prefix}dense.bias"] = attention.output.bias
+    if attention.query_norm is not None and attention.key_norm is not None:
+        tensors[f"{prefix}query_layernorm.weight"] = attention.query_norm.weight
+        tensors[f"{prefix}key_layernorm.weight"] = attention.key_norm.weight
+    return tensors
