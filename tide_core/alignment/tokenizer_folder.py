@@ -1,0 +1,102 @@
+"""Read a tokenizer folder in the Hugging Face layout, without transformers.
+
+Only data is read: ``tokenizer.json`` (required), ``tokenizer_config.json``, ``special_tokens_map.json``,
+``config.json`` and ``chat_template.jinja`` (each optional). No code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tide_core.contracts.errors import TokenizerError
+
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load ``tokenizer.json`` of a model or tokenizer folder.
+
+    Truncation and padding that the file may carry are switched off: Tide cuts and pads itself.
+
+    Raises:
+        TokenizerError: the file is missing or is not a tokenizer.
+    """
+    path = Path(folder) / TOKENIZER_FILE
+    if not path.is_file():
+        raise TokenizerError(
+            f"there is no {TOKENIZER_FILE} in {folder}: save the tokenizer with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
+            code="tokenizer_not_found",
+            param="tokenizer",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises bare Exception
+        raise TokenizerError(f"{path} is not a readable tokenizer: {error}", param="tokenizer") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def read_settings(folder: str | Path, name: str) -> dict[str, Any]:
+    """Read one of the folder's JSON objects; a file that is not there is an empty object.
+
+    Raises:
+        TokenizerError: the file is there but is not a JSON object.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not valid JSON: {error}", param=name) from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} must hold a JSON object", param=name)
+    return value
+
+
+def read_chat_template(folder: str | Path) -> str | None:
+    """The chat template's source text: ``chat_template.jinja`` first, else the entry in the config.
+
+    A config may hold several named templates; the one called ``default`` is taken.
+    """
+    path = Path(folder) / TEMPLATE_FILE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    entry = read_settings(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(entry, list):
+        named = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}
+        entry = named.get("default")
+    if entry is None or isinstance(entry, str):
+        return entry
+    raise TokenizerError(
+        f"chat_template in {folder}/tokenizer_config.json must be text", param="chat_template"
+    )
+
+
+def token_text(entry: object) -> str | None:
+    """The text of a special token as configs write it: a string, or an object with ``content``."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None
+
+
+def tokenizer_fingerprint(folder: str | Path) -> str:
+    """Hex digest of everything that decides ids: the tokenizer, its template and special tokens."""
+    digest = hashlib.blake2b(digest_size=16)
+    path = Path(folder) / TOKENIZER_FILE
+    if not path.is_file():
+        load_tokenizer(folder)  # raises the error that explains
+    digest.update(path.read_bytes())
+    settings = read_settings(folder, "tokenizer_config.json")
+    named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    more = [read_chat_template(folder), named, read_settings(folder, "special_tokens_map.json")]
+    digest.update(json.dumps(more, sort_keys=True).encode())
+    return digest.hexdigest()
