@@ -1,0 +1,111 @@
+"""Queries over jobs and what belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.clock import utc_now
+from service.jobs.tables import CheckpointRow, IdempotencyKeyRow, JobRow, MetricRow, PhaseRunRow
+from tide_core.contracts.errors import NotFoundError
+from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
+
+
+async def get(session: AsyncSession, job_id: str) -> JobRow:
+    """A job.
+
+    Raises:
+        NotFoundError: ``job_not_found``.
+    """
+    return _found(await session.get(JobRow, job_id), job_id)
+
+
+async def lock(session: AsyncSession, job_id: str) -> JobRow:
+    """A job whose row this transaction now holds (a writing transaction on SQLite holds everything).
+
+    Raises:
+        NotFoundError: ``job_not_found``.
+    """
+    return _found(await session.get(JobRow, job_id, with_for_update=True, populate_existing=True), job_id)
+
+
+def _found(job: JobRow | None, job_id: str) -> JobRow:
+    if job is None:
+        raise NotFoundError(
+            f"There is no job '{job_id}'. GET /v1/jobs lists them.", code="job_not_found", param="job_id"
+        )
+    return job
+
+
+async def page(
+    session: AsyncSession, *, after: str | None, limit: int, states: Iterable[JobState] = ()
+) -> Sequence[JobRow]:
+    """Up to ``limit`` jobs, newest first, that come after the job ``after`` in that order.
+
+    Raises:
+        NotFoundError: ``after`` names no job.
+    """
+    query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc())
+    chosen = tuple(states)
+    if chosen:
+        query = query.where(JobRow.state.in_(chosen))
+    if after is not None:
+        anchor = await get(session, after)
+        query = query.where(
+            (JobRow.created_at < anchor.created_at)
+            | ((JobRow.created_at == anchor.created_at) & (JobRow.id < anchor.id))
+        )
+    return (await session.scalars(query.limit(limit))).all()
+
+
+async def unfinished(session: AsyncSession) -> Sequence[JobRow]:
+    """All jobs that are not in a terminal state, oldest first: the reconciler's work."""
+    query = select(JobRow).where(JobRow.state.not_in(TERMINAL_STATES))
+    return (await session.scalars(query.order_by(JobRow.created_at, JobRow.id))).all()
+
+
+async def count_by_state(session: AsyncSession) -> dict[JobState, int]:
+    """How many jobs are in each state; every state has an entry."""
+    rows = await session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
+    return dict.fromkeys(JobState, 0) | dict(rows.tuples().all())
+
+
+async def phase_run(session: AsyncSession, job_id: str, attempt: int, phase: Phase) -> PhaseRunRow | None:
+    """What is known of a phase of an attempt, or None before it began."""
+    return await session.get(PhaseRunRow, (job_id, attempt, phase))
+
+
+async def ensure_phase_run(session: AsyncSession, job_id: str, attempt: int, phase: Phase) -> PhaseRunRow:
+    """The row of a phase, created at its first mention; the caller holds the job's row."""
+    row = await session.get(PhaseRunRow, (job_id, attempt, phase), populate_existing=True)
+    if row is None:
+        row = PhaseRunRow(job_id=job_id, attempt=attempt, phase=phase, last_sequence=0, created_at=utc_now())
+        session.add(row)
+    return row
+
+
+async def metric_names(session: AsyncSession, job_id: str) -> Sequence[str]:
+    """Names of all series of a job, sorted."""
+    query = select(MetricRow.name).where(MetricRow.job_id == job_id).distinct()
+    return (await session.scalars(query.order_by(MetricRow.name))).all()
+
+
+async def metric_series(session: AsyncSession, job_id: str, names: Sequence[str] = ()) -> Sequence[MetricRow]:
+    """Figures of a job, by name and step; all series when no name is given."""
+    query = select(MetricRow).where(MetricRow.job_id == job_id)
+    if names:
+        query = query.where(MetricRow.name.in_(names))
+    return (await session.scalars(query.order_by(MetricRow.name, MetricRow.step))).all()
+
+
+async def checkpoints(session: AsyncSession, job_id: str) -> Sequence[CheckpointRow]:
+    """A job's checkpoints that still exist, newest step first."""
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
+    return (await session.scalars(query.order_by(CheckpointRow.step.desc(), CheckpointRow.id.desc()))).all()
+
+
+async def idempotency_key(session: AsyncSession, key: str) -> IdempotencyKeyRow | None:
+    """What was posted with a key, or None."""
+    return await session.get(IdempotencyKeyRow, key)

@@ -1,0 +1,99 @@
+"""Settings of the control plane: flags over environment over file over default."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+
+ENV_CONFIG = "TIDE_CONFIG"
+"""Environment variable that names the settings file (TOML or YAML)."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured; each field is also `TIDE_<FIELD>` and a key of the settings file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TIDE_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address that the control plane listens on."""
+    port: int = Field(default=8700, ge=0, le=65535)
+    """Port that the control plane listens on; 0 picks a free one."""
+    data_dir: Path = Path(".tide")
+    """Folder of the embedded default: database, storage, logs, token of the local Ray head."""
+    database_url: str | None = None
+    """SQLAlchemy URL; default: SQLite in `data_dir`. PostgreSQL: `postgresql+asyncpg://...`."""
+    storage: str | None = None
+    """Folder or fsspec URL for prepared data, checkpoints and models; default: `storage` in `data_dir`."""
+    ray_address: str = "http://127.0.0.1:8265"
+    """URL of the Ray dashboard (its Jobs and Serve REST interfaces)."""
+    ray_auth_token: SecretStr | None = None
+    """Bearer token of the Ray dashboard, when Ray's token authentication is on."""
+    control_url: str | None = None
+    """URL under which workers reach this control plane; default: `http://<host>:<port>`."""
+    worker_python: str = sys.executable
+    """Interpreter that runs the workers on the Ray nodes."""
+    reconcile_interval_seconds: float = Field(default=1.0, gt=0)
+    """Pause between two looks of the reconciler."""
+    teacher_linger_seconds: float = Field(default=300.0, ge=0)
+    """How long a teacher's pool stays up after its last lease."""
+    events_poll_seconds: float = Field(default=0.5, gt=0)
+    """How often an event stream looks for new events."""
+    events_heartbeat_seconds: float = Field(default=15.0, gt=0)
+    """Pause after which an idle event stream sends a comment, so that proxies keep it open."""
+    log_level: str = "INFO"
+    """Least severe level that is logged."""
+    migrate_on_start: bool = True
+    """Bring the database to the newest schema at start; turn off where a deployment migrates on its own."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then the file that `TIDE_CONFIG` names."""
+        return (init_settings, env_settings, *_file_sources(settings_cls))
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL with the default filled in."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.resolve() / 'tide.db'}"
+
+    @property
+    def resolved_storage(self) -> str:
+        """The storage root with the default filled in; folders are absolute."""
+        if self.storage is None:
+            return str(self.data_dir.resolve() / "storage")
+        return self.storage if "://" in self.storage else str(Path(self.storage).resolve())
+
+    @property
+    def resolved_control_url(self) -> str:
+        """Where workers reach the control plane."""
+        return (self.control_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+
+def _file_sources(settings_cls: type[BaseSettings]) -> tuple[PydanticBaseSettingsSource, ...]:
+    name = os.environ.get(ENV_CONFIG)
+    if not name:
+        return ()
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{ENV_CONFIG} names {path}, which is not a file")
+    if path.suffix == ".toml":
+        return (TomlConfigSettingsSource(settings_cls, toml_file=path),)
+    return (YamlConfigSettingsSource(settings_cls, yaml_file=path),)
