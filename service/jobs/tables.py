@@ -93,6 +93,8 @@ class PhaseRunRow(Base):
     last_sequence: Mapped[int] = mapped_column(default=0)
     """Highest report number stored; every lower one is stored too."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    submitted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When Ray took the job: if Ray does not know it later, it was lost."""
     last_report_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     outcome: Mapped[PhaseOutcome | None] = mapped_column(words(PhaseOutcome))

@@ -277,6 +277,7 @@ def upgrade() -> None:
         ),
         sa.Column("last_sequence", sa.Integer(), nullable=False),
         sa.Column("created_at", service.db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("submitted_at", service.db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("last_report_at", service.db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("ended_at", service.db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column(
