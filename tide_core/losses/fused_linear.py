@@ -1,0 +1,362 @@
+"""Losses that take hidden states and LM heads and never hold ``[masked, vocab]``.
+
+Each runs over slices of the vocabulary, keeps a few numbers a position (running log-sum-exp and
+expectations), and computes the slices once more in the backward pass. ``slice_size`` bounds the elements of
+one ``[masked, slice]`` tile, so memory does not grow with the vocabulary. Results equal the plain forms in
+:mod:`tide_core.losses.cross_entropy`, :mod:`~tide_core.losses.kl` and :mod:`~tide_core.losses.tidal`.
+
+Products are computed in the dtype of the hidden states, sums and exponentials in float32 (or float64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tide_core.contracts.errors import InvalidInputError, ShapeError
+from tide_core.losses.tidal import require_shares
+from tide_core.losses.validation import (
+    accumulation_dtype,
+    require_finite,
+    require_ids,
+    require_temperature,
+)
+
+DEFAULT_SLICE_SIZE = 2**22
+"""Elements of one tile: 16 MiB in float32."""
+
+
+def linear_target_log_probs(
+    hidden: Float[Tensor, "masked hidden"],
+    head: Float[Tensor, "vocab hidden"],
+    target_ids: Int[Tensor, " masked"],
+    *,
+    slice_size: int = DEFAULT_SLICE_SIZE,
+) -> Float[Tensor, " masked"]:
+    """``lp_i`` of the clean tokens from hidden states: the fused form of ``target_log_probs``.
+
+    Args:
+        hidden: final hidden states at the masked positions.
+        head: LM head weight.
+        target_ids: clean token ids.
+        slice_size: largest number of logits held at once.
+
+    Returns:
+        float32 (float64 for float64 hidden states), differentiable in ``hidden`` and ``head``.
+
+    Raises:
+        ShapeError: when the shapes do not fit together.
+        InvalidInputError: when an id lies outside the vocabulary or ``slice_size`` is not positive.
+        NonFiniteError: when a logit is NaN or infinite.
+    """
+    _require_linear("hidden", hidden, "head", head)
+    _require_slice_size(slice_size)
+    if target_ids.shape[0] != hidden.shape[0]:
+        raise ShapeError(
+            f"target_ids names {target_ids.shape[0]} positions, hidden {hidden.shape[0]}", param="target_ids"
+        )
+    require_ids("target_ids", target_ids, head.shape[0])
+    log_probs: Tensor = _TargetLogProbs.apply(hidden, head, target_ids.long(), slice_size)  # type: ignore[no-untyped-call]
+    require_finite("logits", log_probs)
+    return log_probs
+
+
+def linear_forward_kl(
+    student_hidden: Float[Tensor, "masked hidden"],
+    student_head: Float[Tensor, "vocab hidden"],
+    teacher_hidden: Float[Tensor, "masked teacher_hidden"],
+    teacher_head: Float[Tensor, "teacher_vocab teacher_hidden"],
+    *,
+    temperature: float,
+    shared_vocab: int,
+    slice_size: int = DEFAULT_SLICE_SIZE,
+) -> Float[Tensor, " masked"]:
+    """``T^2 KL(teacher || student)`` over the first ``shared_vocab`` ids: the fused ``forward_kl``.
+
+    Raises:
+        ShapeError: when the shapes do not fit together.
+        InvalidInputError: when the shared vocabulary exceeds either head, or a setting is out of range.
+        NonFiniteError: when a logit is NaN or infinite.
+    """
+    share = student_hidden.new_ones(student_hidden.shape[0], dtype=accumulation_dtype(student_hidden))
+    return linear_tidal_kl(
+        student_hidden,
+        student_head,
+        teacher_hidden,
+        teacher_head,
+        share,
+        temperature=temperature,
+        shared_vocab=shared_vocab,
+        slice_size=slice_size,
+    )
+
+
+def linear_tidal_kl(
+    student_hidden: Float[Tensor, "masked hidden"],
+    student_head: Float[Tensor, "vocab hidden"],
+    teacher_hidden: Float[Tensor, "masked teacher_hidden"],
+    teacher_head: Float[Tensor, "teacher_vocab teacher_hidden"],
+    lambda_t: Float[Tensor, " masked"],
+    *,
+    temperature: float,
+    shared_vocab: int,
+    slice_size: int = DEFAULT_SLICE_SIZE,
+) -> Float[Tensor, " masked"]:
+    """TIDAL over the first ``shared_vocab`` ids: the fused form of ``tidal_kl``; raises as the forward KL."""
+    require_shares(lambda_t)
+    _require_pair(student_hidden, student_head, teacher_hidden, teacher_head, shared_vocab)
+    _require_slice_size(slice_size)
+    require_temperature(temperature)
+    divergence: Tensor = _TidalDivergence.apply(  # type: ignore[no-untyped-call]
+        student_hidden,
+        student_head,
+        teacher_hidden.detach(),
+        teacher_head.detach()[:shared_vocab],
+        lambda_t.detach(),
+        temperature,
+        slice_size,
+    )
+    require_finite("logits", divergence)
+    return divergence
+
+
+def linear_reverse_kl(
+    student_hidden: Float[Tensor, "masked hidden"],
+    student_head: Float[Tensor, "vocab hidden"],
+    teacher_hidden: Float[Tensor, "masked teacher_hidden"],
+    teacher_head: Float[Tensor, "teacher_vocab teacher_hidden"],
+    *,
+    temperature: float,
+    shared_vocab: int,
+    slice_size: int = DEFAULT_SLICE_SIZE,
+) -> Float[Tensor, " masked"]:
+    """``T^2 KL(student || teacher)`` over the first ``shared_vocab`` ids: the fused ``reverse_kl``.
+
+    Raises as :func:`linear_forward_kl`.
+    """
+    _require_pair(student_hidden, student_head, teacher_hidden, teacher_head, shared_vocab)
+    _require_slice_size(slice_size)
+    require_temperature(temperature)
+    divergence: Tensor = _ReverseDivergence.apply(  # type: ignore[no-untyped-call]
+        student_hidden,
+        student_head,
+        teacher_hidden.detach(),
+        teacher_head.detach()[:shared_vocab],
+        temperature,
+        slice_size,
+    )
+    require_finite("logits", divergence)
+    return divergence
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, target_ids: Tensor, slice_size: int) -> Tensor:
+        log_total = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=accumulation_dtype(hidden))
+        target_logits = torch.zeros_like(log_total)
+        for start, stop in vocabulary_slices(hidden.shape[0], head.shape[0], slice_size):
+            logits = slice_logits(hidden, head, start, stop)
+            log_total = torch.logaddexp(log_total, logits.logsumexp(dim=1))
+            is_here, column = _columns(target_ids, start, stop)
+            found = logits.gather(1, column[:, None])[:, 0]
+            target_logits = torch.where(is_here, found, target_logits)
+        ctx.save_for_backward(hidden, head, target_ids, log_total)
+        ctx.slice_size = slice_size
+        return target_logits - log_total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = grads
+        hidden, head, target_ids, log_total = ctx.saved_tensors
+        sink = GradientSink(ctx, hidden, head)
+        for start, stop in vocabulary_slices(hidden.shape[0], head.shape[0], ctx.slice_size):
+            probs = (slice_logits(hidden, head, start, stop) - log_total[:, None]).exp_()
+            is_here, column = _columns(target_ids, start, stop)
+            grad_logits = probs.mul_(-grad[:, None])
+            grad_logits.scatter_add_(1, column[:, None], (grad * is_here)[:, None])
+            sink.add(grad_logits, start, stop)
+        return sink.hidden, sink.head, None, None
+
+
+class _TidalDivergence(torch.autograd.Function):
+    """``KL = lambda E_r[z - s] / T - lse(m / T) + lse(s / T)`` with ``m = (1 - lambda) s + lambda z``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: Tensor,
+        student_head: Tensor,
+        teacher_hidden: Tensor,
+        teacher_head: Tensor,
+        share: Tensor,
+        temperature: float,
+        slice_size: int,
+    ) -> Tensor:
+        rows, vocab = student_hidden.shape[0], teacher_head.shape[0]
+        share = share.to(accumulation_dtype(student_hidden))
+        student_total = torch.full_like(share, float("-inf"))
+        target_total = torch.full_like(share, float("-inf"))
+        expected_gap = torch.zeros_like(share)
+        for start, stop in vocabulary_slices(rows, vocab, slice_size):
+            student = slice_logits(student_hidden, student_head, start, stop) / temperature
+            gap = slice_logits(teacher_hidden, teacher_head, start, stop) / temperature - student
+            target = student + share[:, None] * gap
+            student_total = torch.logaddexp(student_total, student.logsumexp(dim=1))
+            grown = torch.logaddexp(target_total, target.logsumexp(dim=1))
+            here = (target - grown[:, None]).exp_().mul_(gap).sum(dim=1)
+            expected_gap = expected_gap * (target_total - grown).exp() + here
+            target_total = grown
+        ctx.save_for_backward(
+            student_hidden, student_head, teacher_hidden, teacher_head, share, student_total, target_total
+        )
+        ctx.temperature, ctx.slice_size = temperature, slice_size
+        return temperature**2 * (share * expected_gap - target_total + student_total)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        hidden, head, teacher_hidden, teacher_head, share, student_total, target_total = ctx.saved_tensors
+        sink = GradientSink(ctx, hidden, head)
+        scale = (grad * ctx.temperature)[:, None]
+        for start, stop in vocabulary_slices(hidden.shape[0], teacher_head.shape[0], ctx.slice_size):
+            student = slice_logits(hidden, head, start, stop) / ctx.temperature
+            teacher = slice_logits(teacher_hidden, teacher_head, start, stop) / ctx.temperature
+            target = student + share[:, None] * (teacher - student)
+            student_probs = (student - student_total[:, None]).exp_()
+            target_probs = (target - target_total[:, None]).exp_()
+            sink.add(student_probs.sub_(target_probs).mul_(scale), start, stop)
+        return sink.hidden, sink.head, None, None, None, None, None
+
+
+class _ReverseDivergence(torch.autograd.Function):
+    """``KL = E_q[s - z] / T - logsumexp(s / T) + logsumexp(z / T)`` with ``q = softmax(s / T)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: Tensor,
+        student_head: Tensor,
+        teacher_hidden: Tensor,
+        teacher_head: Tensor,
+        temperature: float,
+        slice_size: int,
+    ) -> Tensor:
+        rows, vocab = student_hidden.shape[0], teacher_head.shape[0]
+        student_total = student_hidden.new_full(
+            (rows,), float("-inf"), dtype=accumulation_dtype(student_hidden)
+        )
+        teacher_total = student_total.clone()
+        expected_gap = torch.zeros_like(student_total)
+        for start, stop in vocabulary_slices(rows, vocab, slice_size):
+            student = slice_logits(student_hidden, student_head, start, stop) / temperature
+            teacher = slice_logits(teacher_hidden, teacher_head, start, stop) / temperature
+            teacher_total = torch.logaddexp(teacher_total, teacher.logsumexp(dim=1))
+            grown = torch.logaddexp(student_total, student.logsumexp(dim=1))
+            here = (student - grown[:, None]).exp_().mul_(student - teacher).sum(dim=1)
+            expected_gap = expected_gap * (student_total - grown).exp() + here
+            student_total = grown
+        divergence = expected_gap - student_total + teacher_total
+        ctx.save_for_backward(
+            student_hidden, student_head, teacher_hidden, teacher_head, student_total, expected_gap
+        )
+        ctx.temperature, ctx.slice_size = temperature, slice_size
+        return temperature**2 * divergence
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        hidden, head, teacher_hidden, teacher_head, student_total, expected_gap = ctx.saved_tensors
+        sink = GradientSink(ctx, hidden, head)
+        scale = (grad * ctx.temperature)[:, None]
+        for start, stop in vocabulary_slices(hidden.shape[0], teacher_head.shape[0], ctx.slice_size):
+            student = slice_logits(hidden, head, start, stop) / ctx.temperature
+            teacher = slice_logits(teacher_hidden, teacher_head, start, stop) / ctx.temperature
+            probs = (student - student_total[:, None]).exp_()
+            # log q - log p - KL: both log-sum-exps cancel, the expected gap stays.
+            sink.add(probs.mul_(student - teacher - expected_gap[:, None]).mul_(scale), start, stop)
+        return sink.hidden, sink.head, None, None, None, None
+
+
+class GradientSink:
+    """Collects the gradients of hidden states and LM head, slice by slice, where they are wanted at all."""
+
+    def __init__(self, ctx: Any, hidden: Tensor, head: Tensor) -> None:
+        self._inputs = (hidden, head)
+        self._hidden_sum = (
+            torch.zeros_like(hidden, dtype=accumulation_dtype(hidden)) if ctx.needs_input_grad[0] else None
+        )
+        self.head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """The gradient of the hidden states in their own dtype, once all slices are in."""
+        return None if self._hidden_sum is None else self._hidden_sum.to(self._inputs[0].dtype)
+
+    def add(self, grad_logits: Tensor, start: int, stop: int) -> None:
+        """Add what the logits of vocabulary ids ``start`` .. ``stop - 1`` contribute."""
+        hidden, head = self._inputs
+        with torch.autocast(hidden.device.type, enabled=False):
+            grad_logits = grad_logits.to(hidden.dtype)
+            if self._hidden_sum is not None:
+                self._hidden_sum += grad_logits @ head[start:stop].to(hidden.dtype)
+            if self.head is not None:
+                self.head[start:stop] = (grad_logits.T @ hidden).to(head.dtype)
+
+
+def vocabulary_slices(rows: int, vocab: int, slice_size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the vocabulary so that ``rows * (stop - start) <= slice_size`` (at least one id each)."""
+    width = min(vocab, max(1, slice_size // max(1, rows)))
+    return ((start, min(start + width, vocab)) for start in range(0, vocab, width))
+
+
+def slice_logits(hidden: Tensor, head: Tensor, start: int, stop: int) -> Tensor:
+    """Logits of vocabulary ids ``start`` .. ``stop - 1``, in the accumulation dtype."""
+    # Autocast is off, so that forward and backward compute the very same numbers.
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = hidden @ head[start:stop].to(hidden.dtype).T
+    return logits.to(accumulation_dtype(hidden))
+
+
+def _columns(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Which ids lie in the slice, and their column in it (0 for those that do not)."""
+    is_here = (ids >= start) & (ids < stop)
+    return is_here, torch.where(is_here, ids - start, 0)
+
+
+def _require_linear(hidden_name: str, hidden: Tensor, head_name: str, head: Tensor) -> None:
+    if hidden.shape[1] != head.shape[1]:
+        raise ShapeError(
+            f"{hidden_name} is {hidden.shape[1]} wide, {head_name} {head.shape[1]}: not of one model",
+            param=head_name,
+        )
+
+
+def _require_pair(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    shared_vocab: int,
+) -> None:
+    _require_linear("student_hidden", student_hidden, "student_head", student_head)
+    _require_linear("teacher_hidden", teacher_hidden, "teacher_head", teacher_head)
+    if student_hidden.shape[0] != teacher_hidden.shape[0]:
+        raise ShapeError(
+            f"teacher_hidden has {teacher_hidden.shape[0]} rows, student_hidden {student_hidden.shape[0]}",
+            param="teacher_hidden",
+        )
+    smaller = min(student_head.shape[0], teacher_head.shape[0])
+    if not 1 <= shared_vocab <= smaller:
+        raise InvalidInputError(
+            f"shared_vocab must lie in 1 .. {smaller} (the smaller LM head), got {shared_vocab}",
+            param="shared_vocab",
+        )
+
+
+def _require_slice_size(slice_size: int) -> None:
+    if slice_size < 1:
+        raise InvalidInputError(f"slice_size must be at least 1, got {slice_size}", param="slice_size")
