@@ -279,8 +279,8 @@ class Objective:
     def _sparse_divergence(self, term: PositionTerm, inputs: ObjectiveInputs, teacher: TopKScores) -> Tensor:
         if teacher.temperature != term.temperature:
             raise InvalidInputError(
-                f"the teacher's top-k scores are at temperature {teacher.temperature}, the term '{term.type}' "
-                f"asks for {term.temperature}; ask the teacher at the term's temperature",
+                f"the teacher's top-k scores are at temperature {teacher.temperature}, but '{term.type}' needs "
+                f"{term.temperature}; ask the teacher at the term's temperature",
                 param="teacher.temperature",
             )
         student = linear_bucket_log_probs(
