@@ -20,7 +20,6 @@ SILENT_FIELDS = frozenset(
         "architectures",
         "attention_dropout",
         "auto_map",
-        "bos_token_id",
         "dtype",
         "embedding_dropout",
         "hidden_act",
@@ -70,6 +69,7 @@ class DecoderConfig:
     initializer_range: float = 0.02
     max_position_embeddings: int = 32768
     mask_token_id: int | None = None
+    bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 

@@ -10,6 +10,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +26,7 @@ from tide_core.models.configuration import DecoderConfig
 from tide_core.models.headers import CONFIG_NAME, read_config, read_headers
 from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm
 from tide_core.models.loading import DEFAULT_SHARD_BYTES, load_weights, save_sharded, stored_dtype
+from tide_core.models.mask_token import find_mask_token
 from tide_core.models.rotary import rotary_tables
 
 AttentionMask = (
@@ -92,6 +94,12 @@ class Decoder(nn.Module):
                 param="mask_token_id",
             )
         return self.config.mask_token_id
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a text; empty when the configuration names none."""
+        ids = self.config.eos_token_id
+        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
 
     @property
     def device(self) -> torch.device:
@@ -192,8 +200,9 @@ class Decoder(nn.Module):
 
         Raises:
             CheckpointError: the folder is incomplete, of another architecture, or its weights do not fit.
+            TokenizerError: the tokenizer beside it contradicts ``config.json`` about the mask token.
         """
-        config = cls._as_config(read_config(folder))
+        config = _with_mask_token(cls._as_config(read_config(folder)), folder)
         model = cls._empty(config, dtype or stored_dtype(read_headers(folder)), device)
         load_weights(model.checkpoint_tensors(), folder)
         return model.eval()
@@ -247,6 +256,11 @@ class Decoder(nn.Module):
     def _tie(self) -> None:
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embedding.weight
+
+
+def _with_mask_token(config: DecoderConfig, folder: str | os.PathLike[str]) -> DecoderConfig:
+    token = find_mask_token(folder)
+    return config if token is None else replace(config, mask_token_id=token.id)
 
 
 def _default_positions(

@@ -33,6 +33,8 @@ class DenseConfig(DecoderConfig):
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    # Tokens per diffusion block that a student was trained with.
+    block_size: int | None = None
 
     @property
     def family(self) -> str:

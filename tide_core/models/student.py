@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
 from tide_core.models.configuration import DecoderConfig
 from tide_core.models.dense import STUDENT_PREFIX, DenseConfig, DenseDecoder
+from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer, render_card
+from tide_core.models.loading import DEFAULT_SHARD_BYTES
+
+GENERATION_CONFIG_NAME = "generation_config.json"
 
 
 class BlockDiffusionStudent(DenseDecoder):
@@ -36,3 +47,74 @@ class BlockDiffusionStudent(DenseDecoder):
                 param="model_type",
             )
         return parsed
+
+    @classmethod
+    def from_causal(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """A student with the weights of a causal Qwen3, Qwen2 or Llama folder (or of a student's), unchanged.
+
+        Raises:
+            CheckpointError: the folder holds something else, or is incomplete.
+        """
+        decoder = DenseDecoder.from_pretrained(folder, dtype=dtype, device=device)
+        family = decoder.config.family
+        config = replace(decoder.config, model_type=STUDENT_PREFIX + family)
+        if family == "wedlm":
+            raise CheckpointError(
+                "A WeDLM model is a teacher: convert a qwen3, qwen2 or llama model.",
+                code="unknown_architecture",
+                param="model_type",
+            )
+        return cls._filled(config, decoder.checkpoint_tensors(), decoder)
+
+    def with_vocabulary(self, vocab_size: int) -> Self:
+        """A copy with a larger vocabulary: new rows of embedding and head are the mean of the old ones.
+
+        Raises:
+            CheckpointError: the vocabulary would shrink.
+        """
+        if vocab_size < self.vocab_size:
+            raise CheckpointError(
+                f"A vocabulary of {self.vocab_size} cannot shrink to {vocab_size}.", param="vocab_size"
+            )
+        return self._filled(replace(self.config, vocab_size=vocab_size), self.checkpoint_tensors(), self)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+        tokenizer_folder: str | os.PathLike[str] | None = None,
+        card: ModelCard | None = None,
+    ) -> None:
+        """Write weights, ``config.json`` and ``generation_config.json``; with a tokenizer folder also its
+        files and chat template, with a card also ``README.md``.
+
+        Raises:
+            TokenizerError: the tokenizer folder has no ``tokenizer.json``.
+        """
+        super().save_pretrained(folder, max_shard_bytes=max_shard_bytes)
+        path = Path(folder)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: getattr(self.config, name) for name in names if getattr(self.config, name) is not None}
+        (path / GENERATION_CONFIG_NAME).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        if tokenizer_folder is not None:
+            copy_tokenizer(tokenizer_folder, path)
+        if card is not None:
+            (path / CARD_NAME).write_text(render_card(card, self.config.model_type), encoding="utf-8")
+
+    @classmethod
+    def _filled(cls, config: DenseConfig, sources: Mapping[str, Tensor], like: DenseDecoder) -> Self:
+        student = cls._empty(config, like.dtype, like.device)
+        with torch.no_grad():
+            for key, tensor in student.checkpoint_tensors().items():
+                source = sources[key]
+                tensor[: len(source)] = source
+                if len(tensor) > len(source):
+                    tensor[len(source) :] = source.float().mean(0)
+        return student.train(like.training)

@@ -1,0 +1,165 @@
+"""Causal checkpoint to block-diffusion student ("A2D"): the weights stay as they are, the causal mask
+goes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from tide_core.contracts.errors import CheckpointError, ConflictError
+from tide_core.models.dense import STUDENT_PREFIX
+from tide_core.models.export import ModelCard, copy_tokenizer
+from tide_core.models.headers import read_config
+from tide_core.models.mask_token import MaskToken, append_mask_token, find_mask_token, require_mask_token
+from tide_core.models.student import BlockDiffusionStudent
+
+CAUSAL_FAMILIES = ("qwen3", "qwen2", "llama")
+
+
+def student_config(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a causal (or already converted) ``config.json`` as those of a student.
+
+    Raises:
+        CheckpointError: the architecture is not one that can be converted.
+    """
+    family = str(payload.get("model_type", "")).removeprefix(STUDENT_PREFIX)
+    if family not in CAUSAL_FAMILIES:
+        raise CheckpointError(
+            f"model_type {payload.get('model_type')!r} cannot become a student: use one of "
+            f"{', '.join(CAUSAL_FAMILIES)}.",
+            code="unknown_architecture",
+            param="model_type",
+        )
+    return {**payload, "model_type": STUDENT_PREFIX + family}
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    add_mask_token: bool = False,
+    block_size: int | None = None,
+) -> BlockDiffusionStudent:
+    """Make a student folder out of a causal model folder, and return the student.
+
+    The weights are unchanged. Where a mask token is added and the embedding has no row for its id yet, one is
+    added, set to the mean of the others; a spare row that the checkpoint already has is left as it is.
+
+    Args:
+        source: folder of a causal Qwen3, Qwen2 or Llama model, or of a student.
+        target: folder to write; it must not exist, or be empty.
+        add_mask_token: add a mask token when the tokenizer has none.
+        block_size: noted in the student's configuration, for samplers.
+
+    Raises:
+        CheckpointError: the source cannot be converted.
+        TokenizerError: its tokenizer has no mask token and ``add_mask_token`` is not set.
+        ConflictError: the target holds files already.
+    """
+    student_config(read_config(source))
+
+    def build(folder: Path) -> BlockDiffusionStudent:
+        return _with_source_weights(source, folder, add_mask_token=add_mask_token, block_size=block_size)
+
+    return _publish(target, build)
+
+
+def initialise(
+    config: Mapping[str, Any],
+    tokenizer: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    seed: int,
+    add_mask_token: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> BlockDiffusionStudent:
+    """Make a student folder with fresh weights, and return the student.
+
+    Args:
+        config: fields of a ``config.json``; ``model_type`` is qwen3, qwen2, llama, or one of them behind
+            ``a2d-``.
+        tokenizer: folder of its tokenizer.
+        target: folder to write; it must not exist, or be empty.
+        seed: of the weights.
+        add_mask_token: add a mask token when the tokenizer has none; the vocabulary must have room for it.
+        dtype: of the weights.
+
+    Raises:
+        CheckpointError: the configuration does not describe a student.
+        TokenizerError: the tokenizer has no mask token and ``add_mask_token`` is not set.
+        ConflictError: the target holds files already.
+    """
+    payload = student_config(config)
+
+    def build(folder: Path) -> BlockDiffusionStudent:
+        copy_tokenizer(tokenizer, folder)
+        token = _mask_token(folder, add_mask_token=add_mask_token)
+        student = BlockDiffusionStudent.from_config(
+            {**payload, "mask_token_id": token.id}, seed=seed, dtype=dtype
+        )
+        card = ModelCard("Block-diffusion student", "Freshly initialised, not trained.")
+        student.save_pretrained(folder, card=card)
+        return student
+
+    return _publish(target, build)
+
+
+def _with_source_weights(
+    source: str | os.PathLike[str],
+    folder: Path,
+    *,
+    add_mask_token: bool,
+    block_size: int | None,
+) -> BlockDiffusionStudent:
+    copy_tokenizer(source, folder)
+    token = _mask_token(folder, add_mask_token=add_mask_token)
+    student = BlockDiffusionStudent.from_causal(source)
+    if token.id >= student.vocab_size:
+        student = student.with_vocabulary(token.id + 1)
+    changes: dict[str, Any] = {"mask_token_id": token.id}
+    if block_size is not None:
+        changes["block_size"] = block_size
+    student.config = replace(student.config, **changes)
+    name = Path(source).name
+    card = ModelCard(
+        title=f"{name} as a block-diffusion model",
+        summary=f"The weights of {name}, unchanged, with the causal mask dropped; not trained further.",
+        origin=name,
+    )
+    student.save_pretrained(folder, card=card)
+    return student
+
+
+def _mask_token(folder: Path, *, add_mask_token: bool) -> MaskToken:
+    if add_mask_token and find_mask_token(folder) is None:
+        return append_mask_token(folder)
+    return require_mask_token(folder)
+
+
+def _publish(
+    target: str | os.PathLike[str], build: Callable[[Path], BlockDiffusionStudent]
+) -> BlockDiffusionStudent:
+    # Built beside the target and renamed, so that nobody ever sees half a model.
+    path = Path(target)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConflictError(
+            f"{path} exists already: choose another target or remove it.",
+            code="target_exists",
+            param="target",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        student = build(folder)
+        if path.is_dir():
+            path.rmdir()
+        folder.rename(path)
+    return student

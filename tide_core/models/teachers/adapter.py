@@ -1,0 +1,104 @@
+"""What a teacher must offer, and which architectures are known."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tide_core.contracts.errors import CheckpointError
+from tide_core.models.decoder import AttentionMask, Decoder
+from tide_core.models.dense import DenseDecoder
+from tide_core.models.headers import read_config
+from tide_core.models.student import BlockDiffusionStudent
+from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
+from tide_core.models.teachers.wedlm import WeDLMModel
+
+AUTO = "auto"
+ARCHITECTURES: dict[str, type[Decoder]] = {
+    "llada2_moe": LLaDA2MoeModel,
+    "wedlm": WeDLMModel,
+    "qwen3": DenseDecoder,
+    "qwen2": DenseDecoder,
+    "llama": DenseDecoder,
+    "a2d-qwen3": BlockDiffusionStudent,
+    "a2d-qwen2": BlockDiffusionStudent,
+    "a2d-llama": BlockDiffusionStudent,
+}
+
+
+@runtime_checkable
+class TeacherModel(Protocol):
+    """A frozen model that scores masked positions."""
+
+    lm_head: nn.Linear
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the LM head."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of the mask token, confirmed from the tokenizer."""
+
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: AttentionMask | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Hidden states after the final norm, without gradients."""
+
+
+def architecture_of(folder: str | os.PathLike[str]) -> str:
+    """The ``model_type`` of a model folder.
+
+    Raises:
+        CheckpointError: the folder is none, or its architecture is not known here.
+    """
+    model_type = read_config(folder).get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{folder} has model_type {model_type!r}; known are {', '.join(ARCHITECTURES)}.",
+            code="unknown_architecture",
+            param="model_type",
+        )
+    return str(model_type)
+
+
+def load_teacher(
+    folder: str | os.PathLike[str],
+    *,
+    architecture: str = AUTO,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Decoder:
+    """A frozen teacher from a local model folder.
+
+    Args:
+        folder: ``config.json``, safetensors, tokenizer files.
+        architecture: one of ``ARCHITECTURES``, or ``auto`` for what ``config.json`` says.
+        dtype: of the weights in memory; without it, as stored.
+        device: where the weights go.
+
+    Raises:
+        CheckpointError: unknown or contradicting architecture, or weights that do not fit.
+        TokenizerError: the tokenizer and ``config.json`` disagree about the mask token.
+    """
+    found = architecture_of(folder)
+    if architecture not in (AUTO, found):
+        raise CheckpointError(
+            f"The teacher's architecture is given as {architecture!r}, but {folder} is {found!r}. Leave it "
+            f"at {AUTO!r} or correct it.",
+            code="unknown_architecture" if architecture not in ARCHITECTURES else "architecture_mismatch",
+            param="architecture",
+        )
+    model = ARCHITECTURES[found].from_pretrained(folder, dtype=dtype, device=device)
+    return model.requires_grad_(False)
