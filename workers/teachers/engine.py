@@ -1,0 +1,300 @@
+"""The engine of a teacher replica: one queue for all jobs, one forward at a time, no Ray.
+
+Requests of any thread are cut into sequences, gathered into batches of like lengths across jobs by the fair
+queue, answered by one worker thread, and put together again in the order of the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from tide_core.contracts.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    RetryableScoreError,
+    ScoreError,
+    TideError,
+)
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.models.teachers.adapter import TeacherModel
+from workers.teachers.fair_queue import Entry, FairQueue
+from workers.teachers.forward import Slices, Values, joined_values, no_values, score_samples
+from workers.teachers.layouts import Sample, footprint, samples_of
+from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Sizes of the engine.
+
+    Attributes:
+        max_batch_tokens: tokens of one forward, padding included (a longer sequence goes alone).
+        max_queued_tokens: tokens that may wait before requests are refused.
+        row_slice: masked tokens a time in the LM head.
+        vocab_slice: vocabulary entries a time in the LM head.
+        threads: intra-op threads of the worker thread; None leaves torch's own number.
+    """
+
+    max_batch_tokens: int = 4096
+    max_queued_tokens: int = 262_144
+    row_slice: int = 512
+    vocab_slice: int = 8192
+    threads: int | None = None
+
+    @classmethod
+    def for_device(cls, device: torch.device, *, threads: int | None = None) -> EngineSettings:
+        """Larger batches and slices where the device has the memory and needs the parallelism."""
+        if device.type == "cpu":
+            return cls(threads=threads)
+        return cls(
+            max_batch_tokens=32_768,
+            max_queued_tokens=1_048_576,
+            row_slice=4096,
+            vocab_slice=32_768,
+            threads=threads,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A request on its way through the queue."""
+
+    request: ScoreRequest
+    future: Future[ScoreResponse]
+    submitted: float
+    parts: list[Values]
+    unanswered: int
+    queue_seconds: float | None = None
+    compute_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One sequence of a pending request."""
+
+    pending: _Pending
+    number: int
+    sample: Sample = field(repr=False)
+
+
+class TeacherEngine:
+    """Answers score requests with one model.
+
+    Args:
+        model: the teacher, in evaluation mode on its device.
+        fingerprint: of the weights, put on every answer.
+        tokenizer_fingerprint: of its tokenizer.
+        settings: sizes; by default those that fit the model's device.
+
+    Use :meth:`close` when done: it ends the worker thread and refuses what still waits.
+    """
+
+    def __init__(
+        self,
+        model: TeacherModel,
+        *,
+        fingerprint: str,
+        tokenizer_fingerprint: str,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.settings = settings or EngineSettings.for_device(model.lm_head.weight.device)
+        self._slices = Slices(self.settings.row_slice, self.settings.vocab_slice)
+        self._queue: FairQueue[_Part] = FairQueue(self.settings.max_queued_tokens)
+        self._changed = threading.Condition()
+        self._closed = False
+        self._refusal: str | None = None
+        self._recorder = StatisticsRecorder()
+        self._worker = threading.Thread(target=self._work, name="teacher-engine", daemon=True)
+        self._worker.start()
+
+    def submit(self, request: ScoreRequest, *, is_probe: bool = False) -> Future[ScoreResponse]:
+        """Queue a request. The future gives the answer or a :class:`TideError`.
+
+        Args:
+            request: the question.
+            is_probe: an attestation: it is taken even when the queue is full or the engine is quarantined.
+
+        Raises:
+            FingerprintMismatchError: the request wants another teacher.
+            InvalidInputError: ids outside the vocabulary, or a weight or block size that is not positive.
+            RetryableScoreError: the queue is full, or the engine is quarantined or closed.
+        """
+        self._check(request)
+        samples = samples_of(request)
+        pending = _Pending(
+            request=request,
+            future=Future(),
+            submitted=time.monotonic(),
+            parts=[no_values(request.want, self.model.hidden_size) for _ in samples],
+            unanswered=0,
+        )
+        entries = [
+            self._entry(pending, number, sample) for number, sample in enumerate(samples) if sample.masked
+        ]
+        pending.unanswered = len(entries)
+        with self._changed:
+            self._refuse_if_unavailable(is_probe=is_probe)
+            try:
+                self._queue.push(entries, is_bounded=not is_probe)
+            except RetryableScoreError:
+                self._recorder.refused()
+                raise
+            self._changed.notify()
+        if not entries:
+            self._finish(pending)
+        return pending.future
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """:meth:`submit`, for an event loop; cancelling the task cancels the request while it waits."""
+        return await asyncio.wrap_future(self.submit(request))
+
+    def statistics(self) -> EngineStatistics:
+        """Counters since the start, and what waits now."""
+        with self._changed:
+            return self._recorder.snapshot(queued_tokens=self._queue.tokens, queued_jobs=self._queue.jobs)
+
+    def quarantine(self, reason: str) -> None:
+        """Refuse all requests but probes until :meth:`release`: the answers cannot be trusted."""
+        with self._changed:
+            self._refusal = reason
+
+    def release(self) -> None:
+        """Answer again."""
+        with self._changed:
+            self._refusal = None
+
+    def close(self, timeout: float = 30.0) -> None:
+        """End the worker thread after its present forward; what waits gets a RetryableScoreError."""
+        with self._changed:
+            self._closed = True
+            left = self._queue.drain()
+            self._changed.notify_all()
+        self._fail(left, RetryableScoreError("The teacher is shutting down: ask another replica."))
+        self._worker.join(timeout)
+
+    def _check(self, request: ScoreRequest) -> None:
+        if request.fingerprint is not None and request.fingerprint != self.fingerprint:
+            raise FingerprintMismatchError(
+                f"The request wants the teacher {request.fingerprint}, this one is {self.fingerprint}.",
+                param="fingerprint",
+            )
+        if request.block_size < 1 or not 0 < request.weight < float("inf"):
+            raise InvalidInputError(
+                f"block_size ({request.block_size}) and weight ({request.weight}) must be positive.",
+                param="block_size" if request.block_size < 1 else "weight",
+            )
+        lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
+        if lowest < 0 or highest >= self.model.vocab_size:
+            raise InvalidInputError(
+                f"token_ids holds {lowest if lowest < 0 else highest}, outside the teacher's vocabulary of "
+                f"{self.model.vocab_size}: was the text tokenised with the teacher's tokenizer?",
+                param="token_ids",
+            )
+
+    def _refuse_if_unavailable(self, *, is_probe: bool) -> None:
+        if self._closed:
+            raise RetryableScoreError("The teacher is shutting down: ask another replica.")
+        if self._refusal is not None and not is_probe:
+            raise RetryableScoreError(
+                f"This replica is quarantined: {self._refusal}", code="replica_quarantined"
+            )
+
+    def _entry(self, pending: _Pending, number: int, sample: Sample) -> Entry[_Part]:
+        size = footprint(sample)
+        return Entry(
+            job_id=pending.request.job_id,
+            weight=pending.request.weight,
+            kind=(sample.layout, sample.block_size),
+            rows=size.rows,
+            length=size.length,
+            payload=_Part(pending, number, sample),
+        )
+
+    def _work(self) -> None:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._queue.tokens)
+                if self._closed:
+                    return
+                batch = self._queue.take(self.settings.max_batch_tokens)
+            self._serve([entry for entry in batch if self._starts(entry.payload.pending)])
+
+    def _starts(self, pending: _Pending) -> bool:
+        """Whether a request is still wanted; from its first forward on it cannot be cancelled."""
+        if pending.queue_seconds is None:
+            if not pending.future.set_running_or_notify_cancel():
+                pending.queue_seconds = -1.0
+                return False
+            pending.queue_seconds = time.monotonic() - pending.submitted
+        return not pending.future.done()
+
+    def _serve(self, entries: list[Entry[_Part]]) -> None:
+        """Answer a batch; when it fails, halve it until the one at fault is alone with its error."""
+        if not entries:
+            return
+        start = time.monotonic()
+        try:
+            values = score_samples(self.model, [entry.payload.sample for entry in entries], self._slices)
+        except Exception as error:
+            if len(entries) > 1:
+                half = len(entries) // 2
+                self._serve(entries[:half])
+                self._serve([entry for entry in entries[half:] if not entry.payload.pending.future.done()])
+            else:
+                self._fail(entries, _as_score_error(error))
+            return
+        seconds = time.monotonic() - start
+        tokens = sum(entry.tokens for entry in entries)
+        padded = sum(entry.rows for entry in entries) * max(entry.length for entry in entries)
+        with self._changed:
+            self._recorder.forward(entries, padded=padded, seconds=seconds)
+        for entry, part in zip(entries, values, strict=True):
+            pending = entry.payload.pending
+            pending.parts[entry.payload.number] = part
+            pending.compute_seconds += seconds * entry.tokens / tokens
+            pending.unanswered -= 1
+            if not pending.unanswered and not pending.future.done():
+                self._finish(pending)
+
+    def _finish(self, pending: _Pending) -> None:
+        with self._changed:
+            self._recorder.answered(pending.queue_seconds or 0.0)
+        pending.future.set_result(
+            ScoreResponse(
+                values=joined_values(pending.parts),
+                fingerprint=self.fingerprint,
+                tokenizer_fingerprint=self.tokenizer_fingerprint,
+                queue_seconds=pending.queue_seconds or 0.0,
+                compute_seconds=pending.compute_seconds,
+            )
+        )
+
+    def _fail(self, entries: Sequence[Entry[_Part]], error: TideError) -> None:
+        for pending in {id(entry.payload.pending): entry.payload.pending for entry in entries}.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)
+                with self._changed:
+                    self._recorder.failed()
+
+
+def _as_score_error(error: Exception) -> TideError:
+    if isinstance(error, TideError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return ScoreError(
+            "The teacher's device has too little memory for a single sequence: shorten data.teacher_length.",
+            code="teacher_out_of_memory",
+        )
+    return ScoreError(f"The teacher's forward failed: {type(error).__name__}: {error}")
