@@ -1,0 +1,180 @@
+"""What the control plane asks of a cluster: run jobs, serve applications, say how large it is.
+
+The protocol speaks of submissions and applications, not of Ray: `ray_compute.py` is its one real
+implementation and `fake_compute.py` the one for tests and for trying the control plane without a cluster.
+Every call may be repeated after any failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from tide_core.contracts.errors import InvalidInputError, TideError
+
+
+class ComputeUnavailableError(TideError):
+    """The cluster does not answer (yet, or any more): wait and ask again."""
+
+    code = "compute_unavailable"
+
+
+class ComputeRefusedError(InvalidInputError):
+    """The cluster answers and refuses the request: asking again will not help."""
+
+    code = "compute_refused"
+
+
+class SubmissionStatus(StrEnum):
+    """What the cluster says of a submitted job."""
+
+    NOT_FOUND = "not_found"
+    """It never heard of it, or forgot it with the head that ran it."""
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+ENDED = frozenset({SubmissionStatus.SUCCEEDED, SubmissionStatus.FAILED, SubmissionStatus.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A process to start on the cluster.
+
+    Attributes:
+        submission_id: names it; submitting the same id again does nothing.
+        entrypoint: shell command.
+        environment: variables of the process.
+        labels: what a person looking at the cluster wants to know.
+    """
+
+    submission_id: str
+    entrypoint: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionState:
+    """How a submission stands.
+
+    Attributes:
+        status: see `SubmissionStatus`.
+        message: the cluster's words, for people.
+        exit_code: of the entrypoint; None while it runs or when it died with its node, negative or
+            above 128 when a signal ended it.
+    """
+
+    status: SubmissionStatus
+    message: str = ""
+    exit_code: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ran and will not run any more."""
+        return self.status in ENDED
+
+    @property
+    def is_own_failure(self) -> bool:
+        """Whether the process ended itself with an error, as against having been killed or lost."""
+        code = self.exit_code
+        return self.status is SubmissionStatus.FAILED and code is not None and 0 < code <= 128
+
+
+class ApplicationStatus(StrEnum):
+    """What the cluster says of a serving application."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    RUNNING = "running"
+    UNHEALTHY = "unhealthy"
+    FAILED = "failed"
+    """It cannot start: its own code or model is at fault."""
+    DELETING = "deleting"
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A serving application as it should be.
+
+    Attributes:
+        name: unique in the cluster.
+        import_path: ``module:builder`` that makes it from `arguments`.
+        arguments: JSON values for the builder; another value restarts the replicas.
+        deployment: the deployment whose size the next three fields set without a restart.
+        environment: variables of the replicas.
+    """
+
+    name: str
+    import_path: str
+    arguments: Mapping[str, Any]
+    deployment: str
+    replicas: int
+    cpus_per_replica: float
+    gpus_per_replica: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationState:
+    """How an application stands, and which one the cluster was asked for."""
+
+    status: ApplicationStatus
+    message: str = ""
+    ready_replicas: int = 0
+    wanted: Application | None = None
+    """What the cluster was last asked to run; None when it cannot be read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterResources:
+    """How large the living nodes are, together and the largest one; bytes, 0 without a GPU."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    largest_node_memory: int
+    largest_gpu_memory: int
+
+
+class Compute(Protocol):
+    """A cluster. Every method raises `ComputeUnavailableError` when the cluster does not answer."""
+
+    async def ping(self) -> None:
+        """Return when the cluster answers."""
+
+    async def submit(self, submission: Submission) -> None:
+        """Start a process; does nothing when its id is known already.
+
+        Raises:
+            ComputeRefusedError: the cluster will never take this submission.
+        """
+
+    async def status(self, submission_id: str) -> SubmissionState:
+        """How a submission stands; NOT_FOUND rather than an exception when it is unknown."""
+
+    async def stop(self, submission_id: str) -> None:
+        """Ask a submission to end; does nothing when it is unknown or has ended."""
+
+    async def logs(self, submission_id: str) -> str:
+        """What a submission printed so far; empty when it is unknown."""
+
+    async def put_applications(self, applications: Sequence[Application]) -> None:
+        """Make these, and no other ones of Tide's, the applications that run.
+
+        Applications that somebody else deployed on the cluster stay as they are.
+        """
+
+    async def applications(self) -> dict[str, ApplicationState]:
+        """All of Tide's applications that the cluster knows, by name."""
+
+    async def resources(self) -> ClusterResources:
+        """How large the cluster is."""
+
+    async def close(self) -> None:
+        """Give up connections."""

@@ -1,0 +1,318 @@
+"""Observation in, action out: the whole policy of the reconciler, without a clock, a database or a network.
+
+The rules in short:
+
+- SQL says what should be; the cluster only says how far it got. A cluster that does not answer is waited for.
+- A phase is one submission. Its outcome is what its worker reported; a submission that ended or vanished
+  without a report is lost, and a lost attempt is followed by the next one, from the last checkpoint.
+- The job's own failures use up `max_attempts`; losses by the platform do not, but are retried ever more slowly.
+- A job holds a lease on its teacher exactly while a phase needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.orchestrator.actions import (
+    AcquireLease,
+    Action,
+    Advance,
+    Fail,
+    NextAttempt,
+    ReleaseLease,
+    Stop,
+    Submit,
+    Wait,
+)
+from service.orchestrator.compute import (
+    ApplicationState,
+    ApplicationStatus,
+    SubmissionState,
+    SubmissionStatus,
+)
+from tide_core.contracts.states import JobState, Phase
+
+
+class Ending(StrEnum):
+    """How a phase ended, by its worker's own report."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+PHASE_OF_STATE = {
+    JobState.PREPARING: Phase.PREPARE,
+    JobState.RUNNING: Phase.TRAIN,
+    JobState.PAUSING: Phase.TRAIN,
+    JobState.EVALUATING: Phase.EVALUATE,
+}
+"""The phase that a state works on; the other states have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSnapshot:
+    """What SQL knows of one phase of the present attempt.
+
+    Attributes:
+        was_submitted: whether the cluster took it.
+        ending: how it ended, None while it runs.
+        error_code, error_message, is_retryable: of a FAILED ending.
+    """
+
+    was_submitted: bool = False
+    ending: Ending | None = None
+    error_code: str = "worker_failed"
+    error_message: str = ""
+    is_retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobSnapshot:
+    """What SQL knows of a job, as far as the policy depends on it.
+
+    Attributes:
+        attempt_age_seconds, state_age_seconds: time in the present attempt and state.
+        platform_losses: attempts lost without the job's fault.
+        training_needs_teacher, evaluation_needs_teacher, is_evaluated: from the spec.
+        phases: of the present attempt.
+    """
+
+    state: JobState
+    has_lease: bool = False
+    is_prepared: bool = False
+    own_failures: int = 0
+    max_attempts: int = 3
+    platform_losses: int = 0
+    attempt_age_seconds: float = 0.0
+    state_age_seconds: float = 0.0
+    training_needs_teacher: bool = True
+    evaluation_needs_teacher: bool = True
+    is_evaluated: bool = True
+    phases: Mapping[Phase, PhaseSnapshot] = field(default_factory=dict)
+
+    def phase(self, phase: Phase) -> PhaseSnapshot:
+        """What is known of a phase, also before it began."""
+        return self.phases.get(phase, PhaseSnapshot())
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the cluster says.
+
+    Attributes:
+        is_reachable: whether it answers; the other fields mean nothing otherwise.
+        submissions: of the present attempt, by phase; absent ones are NOT_FOUND.
+        teacher: the pool's application.
+        teacher_waited_seconds: how long the pool has not been ready.
+        teacher_problem: why the teacher can never run here, with the figures; None when it can.
+        has_room: whether the service may start one more job.
+    """
+
+    is_reachable: bool = True
+    submissions: Mapping[Phase, SubmissionState] = field(default_factory=dict)
+    teacher: ApplicationState = ApplicationState(ApplicationStatus.ABSENT)  # noqa: RUF009
+    teacher_waited_seconds: float = 0.0
+    teacher_problem: str | None = None
+    has_room: bool = True
+
+    def submission(self, phase: Phase) -> SubmissionState:
+        """How a phase's submission stands."""
+        return self.submissions.get(phase, _NOT_FOUND)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on waiting, in seconds."""
+
+    teacher_start: float = 1800.0
+    """For a pool to become ready."""
+    pause: float = 120.0
+    """For a trainer to save and end after it was asked to."""
+    longest_backoff: float = 60.0
+    """Between attempts that the platform loses."""
+
+
+_NOT_FOUND = SubmissionState(SubmissionStatus.NOT_FOUND)
+_DEFAULT_LIMITS = Limits()
+
+
+def decide(job: JobSnapshot, observed: Observed, limits: Limits = _DEFAULT_LIMITS) -> Action:
+    """The one next thing to do for a job. Pure: the same arguments give the same action."""
+    match job.state:
+        case JobState.QUEUED:
+            return _queued(observed)
+        case JobState.PREPARING:
+            return _preparing(job, observed, limits)
+        case JobState.PROVISIONING:
+            return _provisioning(job, observed, limits)
+        case JobState.RUNNING:
+            return _running(job, observed, limits)
+        case JobState.EVALUATING:
+            return _evaluating(job, observed, limits)
+        case JobState.PAUSING:
+            return _pausing(job, observed, limits)
+        case JobState.CANCELLING:
+            return _cancelling(job, observed)
+        case JobState.PAUSED | JobState.CANCELLED | JobState.SUCCEEDED | JobState.FAILED:
+            return _at_rest(job)
+
+
+def _queued(observed: Observed) -> Action:
+    if not observed.is_reachable:
+        return Wait("the cluster does not answer")
+    if not observed.has_room:
+        return Wait("as many jobs run as may")
+    return Advance(JobState.PREPARING, "The job was taken up; its data is being prepared.")
+
+
+def _preparing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+    if job.is_prepared and job.phase(Phase.PREPARE).ending is Ending.FINISHED:
+        return Advance(JobState.PROVISIONING, "The data is prepared.")
+    return _work(job, observed, Phase.PREPARE, limits, retry_in=None)
+
+
+def _provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+    if job.phase(Phase.TRAIN).ending is not None:  # resumed after a pause: that submission id is used up
+        return NextAttempt("training is resumed", counts=False)
+    if job.training_needs_teacher:
+        obstacle = _await_teacher(job, observed, limits)
+        if obstacle is not None:
+            return obstacle
+        return Advance(JobState.RUNNING, "The teacher is ready; training starts.")
+    if job.has_lease:
+        return ReleaseLease("training asks no teacher")
+    return Advance(JobState.RUNNING, "Training starts; its objective asks no teacher.")
+
+
+def _running(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+    train = job.phase(Phase.TRAIN)
+    if train.ending is Ending.FINISHED:
+        if job.is_evaluated:
+            return Advance(JobState.EVALUATING, "Training is done; the student is being evaluated.")
+        return Advance(JobState.SUCCEEDED, "Training is done.")
+    return _work(job, observed, Phase.TRAIN, limits, retry_in=JobState.PROVISIONING)
+
+
+def _evaluating(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+    evaluate = job.phase(Phase.EVALUATE)
+    if evaluate.ending is Ending.FINISHED:
+        return Advance(JobState.SUCCEEDED, "The student is evaluated.")
+    if job.has_lease and not job.evaluation_needs_teacher:
+        return ReleaseLease("the evaluation asks no teacher")
+    if evaluate.ending is None and not evaluate.was_submitted and job.evaluation_needs_teacher:
+        obstacle = _await_teacher(job, observed, limits)
+        if obstacle is not None:
+            return obstacle
+    return _work(job, observed, Phase.EVALUATE, limits, retry_in=None)
+
+
+def _pausing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+    """The trainer learns of the pause by its reports, saves and ends; one that does not is stopped."""
+    if job.phase(Phase.TRAIN).ending is None:
+        if not observed.is_reachable:
+            return Wait("the cluster does not answer")
+        submission = observed.submission(Phase.TRAIN)
+        if submission.status in (SubmissionStatus.PENDING, SubmissionStatus.RUNNING):
+            if job.state_age_seconds < limits.pause:
+                return Wait("the trainer is saving")
+            return Stop(Phase.TRAIN, "the trainer did not end by itself in time")
+    if job.has_lease:
+        return ReleaseLease("the job is paused")
+    return Advance(JobState.PAUSED, "The job is paused.")
+
+
+def _cancelling(job: JobSnapshot, observed: Observed) -> Action:
+    if not observed.is_reachable:
+        return Wait("the cluster does not answer")
+    for phase in Phase:
+        if observed.submission(phase).status in (SubmissionStatus.PENDING, SubmissionStatus.RUNNING):
+            return Stop(phase, "the job is being cancelled")
+    if job.has_lease:
+        return ReleaseLease("the job is cancelled")
+    return Advance(JobState.CANCELLED, "The job is cancelled.")
+
+
+def _at_rest(job: JobSnapshot) -> Action:
+    if job.has_lease:
+        return ReleaseLease(f"the job is {job.state}")
+    return Wait(f"the job is {job.state}")
+
+
+def _await_teacher(job: JobSnapshot, observed: Observed, limits: Limits) -> Action | None:
+    """What stands between a job and its teacher; None when the teacher is ready."""
+    if not observed.is_reachable:
+        return Wait("the cluster does not answer")
+    if observed.teacher_problem is not None:
+        return Fail("teacher_too_large", observed.teacher_problem)
+    if not job.has_lease:
+        return AcquireLease()
+    teacher = observed.teacher
+    if teacher.status is ApplicationStatus.RUNNING:
+        return None
+    said = teacher.message or "no message from its replicas"
+    if teacher.status is ApplicationStatus.FAILED:
+        return Fail("teacher_failed_to_start", f"The teacher cannot start: {said}")
+    if observed.teacher_waited_seconds > limits.teacher_start:
+        return Fail(
+            "teacher_not_ready",
+            f"The teacher was not ready after {observed.teacher_waited_seconds:.0f} s ({teacher.status}): {said}",
+        )
+    return Wait(f"the teacher is {teacher.status}")
+
+
+def _work(
+    job: JobSnapshot, observed: Observed, phase: Phase, limits: Limits, *, retry_in: JobState | None
+) -> Action:
+    """Bring a phase to its end: submit it, wait for it, or start over after a failure or a loss."""
+    known = job.phase(phase)
+    match known.ending:
+        case Ending.FAILED:
+            return _after_failure(job, known, retry_in)
+        case Ending.STOPPED | Ending.LOST | Ending.FINISHED:
+            # FINISHED without its outcome (a preparation that names no data set) is no end to build on.
+            return NextAttempt(f"the {phase} phase ended early", counts=False, target=retry_in)
+    if not observed.is_reachable:
+        return Wait("the cluster does not answer")
+    submission = observed.submission(phase)
+    if submission.status is SubmissionStatus.NOT_FOUND and not known.was_submitted:
+        return _submit_or_back_off(job, phase, limits)
+    if submission.status in (SubmissionStatus.PENDING, SubmissionStatus.RUNNING):
+        return Wait(f"the {phase} phase is {submission.status}")
+    return _after_loss(job, phase, submission, retry_in)
+
+
+def _submit_or_back_off(job: JobSnapshot, phase: Phase, limits: Limits) -> Action:
+    if job.platform_losses:
+        pause = min(float(2**job.platform_losses), limits.longest_backoff)
+        if job.attempt_age_seconds < pause:
+            return Wait(f"the last attempt was lost; the next starts within {pause:.0f} s")
+    return Submit(phase)
+
+
+def _after_failure(job: JobSnapshot, known: PhaseSnapshot, retry_in: JobState | None) -> Action:
+    if not known.is_retryable:
+        return Fail(known.error_code, known.error_message)
+    return _own_failure(job, known.error_code, known.error_message, retry_in)
+
+
+def _own_failure(job: JobSnapshot, code: str, message: str, retry_in: JobState | None) -> Action:
+    if job.own_failures + 1 >= job.max_attempts:
+        return Fail(code, f"{message} (after {job.own_failures + 1} failed attempts)")
+    return NextAttempt(message, counts=True, target=retry_in)
+
+
+def _after_loss(
+    job: JobSnapshot, phase: Phase, submission: SubmissionState, retry_in: JobState | None
+) -> Action:
+    if submission.is_own_failure:
+        message = f"The {phase} phase ended with exit code {submission.exit_code} and without a word."
+        return _own_failure(job, "worker_crashed", message, retry_in)
+    if submission.status is SubmissionStatus.NOT_FOUND:
+        reason = f"the cluster lost the {phase} phase"
+    else:
+        reason = f"the {phase} phase was {submission.status} by the platform"
+    return NextAttempt(reason, counts=False, target=retry_in)
