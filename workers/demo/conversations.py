@@ -74,7 +74,9 @@ def task_row(task: Task) -> Row:
     return _row(task.kind, task.question, task.answer, exact=True)
 
 
-def draw_rows(functions: Sequence[DocumentedFunction], split: Split, counts: RowCounts, seed: int) -> list[Row]:
+def draw_rows(
+    functions: Sequence[DocumentedFunction], split: Split, counts: RowCounts, seed: int
+) -> list[Row]:
     """A fixed number of rows of a split, shuffled; the same for the same arguments.
 
     Args:
@@ -89,7 +91,9 @@ def draw_rows(functions: Sequence[DocumentedFunction], split: Split, counts: Row
     draw = random.Random(f"rows/{split}/{seed}")
     documentation = documentation_rows(functions, split)
     draw.shuffle(documentation)
-    rows = documentation[: counts.documentation] + list(islice(_distinct(task_rows(split, seed)), counts.tasks))
+    rows = documentation[: counts.documentation] + list(
+        islice(_distinct(task_rows(split, seed)), counts.tasks)
+    )
     draw.shuffle(rows)
     return rows
 

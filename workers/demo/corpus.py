@@ -16,7 +16,9 @@ from pathlib import Path
 LICENCE = "PSF-2.0"
 
 # Tests, demos and bundled third parties are of the same language but not of the library's own prose.
-_SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "_vendor"})
+_SKIPPED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "_vendor"}
+)
 _LONGEST_SUMMARY = 110
 _LONGEST_SIGNATURE = 90
 

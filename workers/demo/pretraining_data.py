@@ -28,8 +28,8 @@ class Encoded:
     """One conversation in one tokenisation.
 
     Attributes:
-        ids: int64 [seq], padded with EOS to a multiple of the block size.
-        is_response: bool [seq], what may be masked: the answer, its end and the EOS behind it.
+        ids: int64 [seq].
+        is_response: bool [seq], what may be masked.
     """
 
     ids: npt.NDArray[np.int64]
@@ -61,25 +61,42 @@ class RowEncoder:
         max_length: longer conversations are left out (`encode` returns None).
     """
 
-    def __init__(self, tokenizer: Tokenizer, plan: VocabularyPlan, *, block_size: int, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, plan: VocabularyPlan, *, block_size: int, max_length: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._template = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(plan.template)
-        self._eos = tokenizer.token_to_id(plan.eos)
+        eos = tokenizer.token_to_id(plan.eos)
+        assert eos is not None, "the plan names its own special token"
+        self._eos = eos
         self._block_size = block_size
         self._max_length = max_length
 
-    def encode(self, row: Row) -> Encoded | None:
-        """Tokenise one row, or None when it is longer than the maximum."""
+    def encode(self, row: Row, *, is_open: bool) -> Encoded | None:
+        """Tokenise one row, or None when it is longer than the maximum.
+
+        Args:
+            row: a conversation.
+            is_open: an open answer is followed by EOS up to a whole block, and all of it may be masked, as a
+                sampler needs it. A closed one ends with its template, and only its content may be masked:
+                so a job asks its teacher.
+        """
         messages = row["messages"]
         prompt = self._template.render(messages=messages[:-1], add_generation_prompt=True)
         text = self._template.render(messages=messages, add_generation_prompt=False)
-        prompt_ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        answer_ids = self._tokenizer.encode(text[len(prompt) :], add_special_tokens=False).ids
-        padding = -(len(prompt_ids) + len(answer_ids)) % self._block_size
-        ids = np.asarray(prompt_ids + answer_ids + [self._eos] * padding, dtype=np.int64)
+        content = messages[-1]["content"]
+        parts = [self._ids(prompt), self._ids(content), self._ids(text[len(prompt) + len(content) :])]
+        used = sum(map(len, parts))
+        parts.append([self._eos] * (-used % self._block_size if is_open else 0))
+        ids = np.asarray([token for part in parts for token in part], dtype=np.int64)
         if ids.size > self._max_length:
             return None
-        return Encoded(ids, np.arange(ids.size) >= len(prompt_ids))
+        stop = ids.size if is_open else len(parts[0]) + len(parts[1])
+        positions = np.arange(ids.size)
+        return Encoded(ids, (positions >= len(parts[0])) & (positions < stop))
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def endless_rows(functions: Sequence[DocumentedFunction], *, task_share: float, seed: int) -> Iterator[Row]:
@@ -96,9 +113,10 @@ def endless_rows(functions: Sequence[DocumentedFunction], *, task_share: float, 
 
 
 def batches(rows: Iterator[Row], encoder: RowEncoder, *, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Batches of similar lengths in random order, so that little of a batch is padding."""
+    """Batches of similar lengths in random order; half the conversations open, half closed."""
     draw = random.Random(f"batches/{seed}")
-    encoded = (item for item in map(encoder.encode, rows) if item is not None)
+    drawn = (encoder.encode(row, is_open=draw.random() < 0.5) for row in rows)
+    encoded = (item for item in drawn if item is not None)
     while pool := list(islice(encoded, batch_size * _POOL_BATCHES)):
         pool.sort(key=lambda item: item.ids.size)
         groups = [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]

@@ -23,13 +23,14 @@ _QWEN_PATTERN = (
 _LLADA_PATTERN = r" ?\p{Lu}*\p{Ll}+| ?\p{Lu}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 QWEN_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLADA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<role>HUMAN</role>' }}"
-    "{% elif message['role'] == 'system' %}{{ '<role>SYSTEM</role>' }}{% else %}{{ '<role>ASSISTANT</role>' }}"
-    "{% endif %}{{ message['content'] + '<|role_end|>' }}{% endfor %}"
+    "{% elif message['role'] == 'system' %}{{ '<role>SYSTEM</role>' }}"
+    "{% else %}{{ '<role>ASSISTANT</role>' }}{% endif %}{{ message['content'] + '<|role_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<role>ASSISTANT</role>' }}{% endif %}"
 )
 
@@ -122,12 +123,14 @@ def train_tokenizer(texts: Iterable[str], plan: VocabularyPlan) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in plan.special_tokens])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in plan.special_tokens]
+    )
     return tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, plan: VocabularyPlan, folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja as Hugging Face folders hold them."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as published folders have them."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {
