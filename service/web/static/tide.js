@@ -1,0 +1,117 @@
+// Keeps the server-rendered page fresh: fragments are fetched again, charts poll their series.
+"use strict";
+
+const REFRESH_MILLISECONDS = 2000;
+const COLOURS = ["#2f81f7", "#e5762f", "#2da44e", "#a371f7", "#d4a72c", "#db61a2", "#39c5cf", "#8b949e"];
+
+// One bad answer must not stop the page: say that the server is away and try again.
+function setOffline(isOffline) {
+  document.getElementById("offline").hidden = !isOffline;
+}
+
+async function refreshFragment(element) {
+  const response = await fetch(element.dataset.refresh, { headers: { accept: "text/html" } });
+  if (!response.ok) throw new Error(`${response.status}`);
+  const html = await response.text();
+  if (element.dataset.last !== html) {
+    element.dataset.last = html;
+    element.innerHTML = html;
+  }
+}
+
+function chartOptions(labels, width) {
+  const ink = getComputedStyle(document.body).color;
+  const axis = { stroke: ink, grid: { stroke: "rgba(128,128,128,.18)" }, ticks: { stroke: "rgba(128,128,128,.3)" } };
+  return {
+    width,
+    height: 220,
+    scales: { x: { time: false } },
+    axes: [{ ...axis, label: "step", labelSize: 18, size: 34 }, { ...axis, size: 56 }],
+    series: [
+      { label: "step" },
+      ...labels.map((label, index) => ({
+        label,
+        stroke: COLOURS[index % COLOURS.length],
+        width: 1.6,
+        spanGaps: true,
+        points: { size: 4 },
+        value: (_, value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(4)),
+      })),
+    ],
+  };
+}
+
+// Series of several jobs have steps of their own; uPlot wants one common x axis.
+function joinSeries(allPoints) {
+  const steps = [...new Set(allPoints.flatMap((points) => points.map((point) => point.step)))].sort((a, b) => a - b);
+  const columns = allPoints.map((points) => {
+    const byStep = new Map(points.map((point) => [point.step, point.value]));
+    return steps.map((step) => byStep.get(step) ?? null);
+  });
+  return [steps, ...columns];
+}
+
+async function fetchPoints(series) {
+  const query = new URLSearchParams({ name: series.name, max_points: "400" });
+  const response = await fetch(`/v1/jobs/${encodeURIComponent(series.job)}/metrics?${query}`);
+  if (!response.ok) throw new Error(`${response.status}`);
+  const body = await response.json();
+  const found = body.data.find((candidate) => candidate.name === series.name);
+  return found ? found.steps.map((step, index) => ({ step, value: found.values[index] })) : [];
+}
+
+async function refreshChart(element) {
+  const wanted = JSON.parse(element.dataset.series);
+  const allPoints = await Promise.all(wanted.map(fetchPoints));
+  const shown = wanted.map((series, index) => ({ ...series, points: allPoints[index] })).filter((s) => s.points.length);
+  element.dataset.points = String(shown.reduce((sum, series) => sum + series.points.length, 0));
+  const target = element.querySelector(".plot");
+  if (!shown.length) return;
+  const key = shown.map((series) => series.job + series.name).join("|");
+  const data = joinSeries(shown.map((series) => series.points));
+  if (element.plot && element.plotKey === key) {
+    element.plot.setData(data);
+    return;
+  }
+  target.textContent = "";
+  element.plot = new uPlot(chartOptions(shown.map((s) => s.label), target.clientWidth || 340), data, target);
+  element.plotKey = key;
+}
+
+function appendEvent(list, event) {
+  const item = document.createElement("li");
+  item.className = event.level === "error" ? "error-level" : event.level;
+  for (const [text, style] of [
+    [new Date(event.created_at).toLocaleTimeString(), "quiet"],
+    [event.type, "mono"],
+    [event.message, ""],
+  ]) {
+    const cell = document.createElement("span");
+    cell.textContent = text;
+    cell.className = style;
+    item.append(cell);
+  }
+  list.prepend(item);
+}
+
+function followEvents(list) {
+  const source = new EventSource(list.dataset.stream);
+  const receive = (message) => appendEvent(list, JSON.parse(message.data));
+  source.addEventListener("message", receive);
+  source.addEventListener("done", () => source.close());
+}
+
+async function tick() {
+  if (!document.hidden) {
+    const work = [
+      ...[...document.querySelectorAll("[data-refresh]")].map(refreshFragment),
+      ...[...document.querySelectorAll("[data-series]")].map(refreshChart),
+    ];
+    const outcomes = await Promise.allSettled(work);
+    setOffline(outcomes.some((outcome) => outcome.status === "rejected"));
+  }
+  setTimeout(tick, REFRESH_MILLISECONDS);
+}
+
+document.querySelectorAll("[data-stream]").forEach(followEvents);
+tick();
