@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tide_core.contracts.base import Contract
 from tide_core.contracts.job import ResolvedJobSpec
@@ -58,6 +58,9 @@ class Progress(Contract):
 
 class Metrics(Contract):
     """Figures of one optimiser step or of one evaluation."""
+
+    # A figure that is not finite must arrive as what it is: null would make the whole batch malformed.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     type: Literal["metrics"] = "metrics"
     step: int = Field(ge=0)
