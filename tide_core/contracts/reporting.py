@@ -46,6 +46,8 @@ class AttemptBrief(Contract):
 class Progress(Contract):
     """How far a phase is: shown as a bar with an ETA."""
 
+    model_config = ConfigDict(allow_inf_nan=True)  # an estimate may be infinite
+
     type: Literal["progress"] = "progress"
     phase: Phase
     stage: str
@@ -59,8 +61,7 @@ class Progress(Contract):
 class Metrics(Contract):
     """Figures of one optimiser step or of one evaluation."""
 
-    # A figure that is not finite must arrive as what it is: null would make the whole batch malformed.
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model_config = ConfigDict(allow_inf_nan=True)  # a diverged run must be able to say so
 
     type: Literal["metrics"] = "metrics"
     step: int = Field(ge=0)
