@@ -48,6 +48,22 @@ class Settings(BaseSettings):
     """Pause between two looks of the reconciler."""
     teacher_linger_seconds: float = Field(default=300.0, ge=0)
     """How long a teacher's pool stays up after its last lease."""
+    teacher_start_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """How long a job waits for its teacher to become ready before it fails."""
+    pause_timeout_seconds: float = Field(default=120.0, gt=0)
+    """How long a trainer may take to save and end when its job is paused."""
+    max_active_jobs: int = Field(default=16, ge=1)
+    """Jobs that are worked on at once; the others wait in the queue."""
+    ray_num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of the embedded Ray head; default: the machine's cores, at least 4."""
+    ray_num_gpus: int | None = Field(default=None, ge=0)
+    """GPUs of the embedded Ray head; default: what Ray finds."""
+    ray_object_store_bytes: int | None = Field(default=None, ge=80 << 20)
+    """Object store of the embedded Ray head; default: a fifth of the memory, at most 1 GiB."""
+    ray_dashboard_port: int = Field(default=0, ge=0, le=65535)
+    """Dashboard port of the embedded Ray head; 0 picks a free one."""
+    ray_temp_dir: Path | None = None
+    """Session folder of the embedded Ray head; default: in `data_dir` where the path is short enough."""
     events_poll_seconds: float = Field(default=0.5, gt=0)
     """How often an event stream looks for new events."""
     events_heartbeat_seconds: float = Field(default=15.0, gt=0)

@@ -130,6 +130,13 @@ class ApplicationState:
     wanted: Application | None = None
     """What the cluster was last asked to run; None when it cannot be read back."""
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it answers: also while further replicas start or one of several is being replaced."""
+        if self.status in (ApplicationStatus.STARTING, ApplicationStatus.UNHEALTHY):
+            return self.ready_replicas > 0
+        return self.status is ApplicationStatus.RUNNING
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterResources:

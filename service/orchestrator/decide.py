@@ -5,7 +5,7 @@ The rules in short:
 - SQL says what should be; the cluster only says how far it got. A cluster that does not answer is waited for.
 - A phase is one submission. Its outcome is what its worker reported; a submission that ended or vanished
   without a report is lost, and a lost attempt is followed by the next one, from the last checkpoint.
-- The job's own failures use up `max_attempts`; losses by the platform do not, but are retried ever more slowly.
+- The job's own failures use up `max_attempts`; losses by the platform do not, but are retried more slowly.
 - A job holds a lease on its teacher exactly while a phase needs it.
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from service.jobs.tables import PhaseOutcome
 from service.orchestrator.actions import (
     AcquireLease,
     Action,
@@ -34,16 +34,8 @@ from service.orchestrator.compute import (
 )
 from tide_core.contracts.states import JobState, Phase
 
-
-class Ending(StrEnum):
-    """How a phase ended, by its worker's own report."""
-
-    FINISHED = "finished"
-    STOPPED = "stopped"
-    FAILED = "failed"
-    LOST = "lost"
-
-
+RESUMED = "training is resumed"
+"""Reason of the attempt that follows a pause; it is no loss."""
 PHASE_OF_STATE = {
     JobState.PREPARING: Phase.PREPARE,
     JobState.RUNNING: Phase.TRAIN,
@@ -64,7 +56,7 @@ class PhaseSnapshot:
     """
 
     was_submitted: bool = False
-    ending: Ending | None = None
+    ending: PhaseOutcome | None = None
     error_code: str = "worker_failed"
     error_message: str = ""
     is_retryable: bool = False
@@ -170,14 +162,14 @@ def _queued(observed: Observed) -> Action:
 
 
 def _preparing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
-    if job.is_prepared and job.phase(Phase.PREPARE).ending is Ending.FINISHED:
+    if job.is_prepared and job.phase(Phase.PREPARE).ending is PhaseOutcome.FINISHED:
         return Advance(JobState.PROVISIONING, "The data is prepared.")
     return _work(job, observed, Phase.PREPARE, limits, retry_in=None)
 
 
 def _provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     if job.phase(Phase.TRAIN).ending is not None:  # resumed after a pause: that submission id is used up
-        return NextAttempt("training is resumed", counts=False)
+        return NextAttempt(RESUMED, counts=False)
     if job.training_needs_teacher:
         obstacle = _await_teacher(job, observed, limits)
         if obstacle is not None:
@@ -190,7 +182,7 @@ def _provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Actio
 
 def _running(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     train = job.phase(Phase.TRAIN)
-    if train.ending is Ending.FINISHED:
+    if train.ending is PhaseOutcome.FINISHED:
         if job.is_evaluated:
             return Advance(JobState.EVALUATING, "Training is done; the student is being evaluated.")
         return Advance(JobState.SUCCEEDED, "Training is done.")
@@ -199,7 +191,7 @@ def _running(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
 
 def _evaluating(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     evaluate = job.phase(Phase.EVALUATE)
-    if evaluate.ending is Ending.FINISHED:
+    if evaluate.ending is PhaseOutcome.FINISHED:
         return Advance(JobState.SUCCEEDED, "The student is evaluated.")
     if job.has_lease and not job.evaluation_needs_teacher:
         return ReleaseLease("the evaluation asks no teacher")
@@ -251,15 +243,15 @@ def _await_teacher(job: JobSnapshot, observed: Observed, limits: Limits) -> Acti
     if not job.has_lease:
         return AcquireLease()
     teacher = observed.teacher
-    if teacher.status is ApplicationStatus.RUNNING:
+    if teacher.is_serving:
         return None
     said = teacher.message or "no message from its replicas"
     if teacher.status is ApplicationStatus.FAILED:
         return Fail("teacher_failed_to_start", f"The teacher cannot start: {said}")
     if observed.teacher_waited_seconds > limits.teacher_start:
+        waited = f"{observed.teacher_waited_seconds:.0f} s"
         return Fail(
-            "teacher_not_ready",
-            f"The teacher was not ready after {observed.teacher_waited_seconds:.0f} s ({teacher.status}): {said}",
+            "teacher_not_ready", f"The teacher was not ready after {waited} ({teacher.status}): {said}"
         )
     return Wait(f"the teacher is {teacher.status}")
 
@@ -270,9 +262,9 @@ def _work(
     """Bring a phase to its end: submit it, wait for it, or start over after a failure or a loss."""
     known = job.phase(phase)
     match known.ending:
-        case Ending.FAILED:
+        case PhaseOutcome.FAILED:
             return _after_failure(job, known, retry_in)
-        case Ending.STOPPED | Ending.LOST | Ending.FINISHED:
+        case PhaseOutcome.STOPPED | PhaseOutcome.LOST | PhaseOutcome.FINISHED:
             # FINISHED without its outcome (a preparation that names no data set) is no end to build on.
             return NextAttempt(f"the {phase} phase ended early", counts=False, target=retry_in)
     if not observed.is_reachable:
@@ -314,5 +306,5 @@ def _after_loss(
     if submission.status is SubmissionStatus.NOT_FOUND:
         reason = f"the cluster lost the {phase} phase"
     else:
-        reason = f"the {phase} phase was {submission.status} by the platform"
+        reason = f"the {phase} phase ended ({submission.status}) without a report"
     return NextAttempt(reason, counts=False, target=retry_in)

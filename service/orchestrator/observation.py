@@ -1,0 +1,101 @@
+"""Asking the cluster what a job's next step depends on, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from service.clock import utc_now
+from service.db.session import Database
+from service.jobs import repository as jobs
+from service.orchestrator import snapshots, teacher_size
+from service.orchestrator.compute import (
+    ApplicationState,
+    ApplicationStatus,
+    ClusterResources,
+    Compute,
+    SubmissionState,
+)
+from service.orchestrator.decide import PHASE_OF_STATE, Observed
+from service.settings import Settings
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.states import JobState, Phase, submission_id
+from tide_core.contracts.teacher import TeacherPool, phase_needs_teacher, pool_for
+
+_AWAITS_TEACHER = {JobState.PROVISIONING: Phase.TRAIN, JobState.EVALUATING: Phase.EVALUATE}
+_ABSENT = ApplicationState(ApplicationStatus.ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the cluster says, and of which state of the job it was asked."""
+
+    state: JobState
+    attempt: int
+    cluster: Observed
+
+
+class Observer:
+    """Asks for one job at a time; what holds for all jobs is asked once a look."""
+
+    def __init__(self, database: Database, compute: Compute, settings: Settings) -> None:
+        self._database = database
+        self._compute = compute
+        self._settings = settings
+        self._applications: dict[str, ApplicationState] | None = None
+        self._resources: ClusterResources | None = None
+        self._active: int | None = None
+        self.is_reachable = False
+
+    def begin_look(self, *, is_reachable: bool) -> None:
+        """Forget what the last look saw."""
+        self.is_reachable = is_reachable
+        self._applications = self._resources = self._active = None
+
+    def count_new_job(self) -> None:
+        """One more job was taken up in this look."""
+        if self._active is not None:
+            self._active += 1
+
+    async def observe(self, job_id: str) -> Observation:
+        """What the next step of a job depends on.
+
+        Raises:
+            ComputeUnavailableError: the cluster answered at the start of the look and now does not.
+        """
+        async with self._database.read() as session:
+            job = await jobs.get(session, job_id)
+            spec = ResolvedJobSpec.model_validate(job.spec)
+            if self._active is None:
+                self._active = await snapshots.active_jobs(session)
+            waited = await snapshots.teacher_waited_seconds(session, job_id, now=utc_now())
+        has_room = self._active < self._settings.max_active_jobs
+        if not self.is_reachable:
+            return Observation(job.state, job.attempt, Observed(is_reachable=False, has_room=has_room))
+        phase = _AWAITS_TEACHER.get(job.state)
+        pool = pool_for(spec) if phase and phase_needs_teacher(spec, phase) else None
+        cluster = Observed(
+            submissions=await self._submissions(job_id, job.attempt, job.state),
+            teacher=await self._teacher(pool) if pool else _ABSENT,
+            teacher_waited_seconds=waited,
+            teacher_problem=await self._problem(pool) if pool else None,
+            has_room=has_room,
+        )
+        return Observation(job.state, job.attempt, cluster)
+
+    async def _submissions(self, job_id: str, attempt: int, state: JobState) -> dict[Phase, SubmissionState]:
+        if state is JobState.CANCELLING:
+            phases: tuple[Phase, ...] = tuple(Phase)
+        else:
+            phases = (PHASE_OF_STATE[state],) if state in PHASE_OF_STATE else ()
+        return {phase: await self._compute.status(submission_id(job_id, attempt, phase)) for phase in phases}
+
+    async def _teacher(self, pool: TeacherPool) -> ApplicationState:
+        if self._applications is None:
+            self._applications = await self._compute.applications()
+        return self._applications.get(pool.application, _ABSENT)
+
+    async def _problem(self, pool: TeacherPool) -> str | None:
+        if self._resources is None:
+            self._resources = await self._compute.resources()
+        return await asyncio.to_thread(teacher_size.problem, pool, self._resources)
