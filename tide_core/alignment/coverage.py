@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 MAX_COUNTED_LENGTH = 16
 """Chunks of more tokens than this share the histogram's last bin."""
 
@@ -50,12 +53,14 @@ class CoverageReport:
             else:
                 setattr(self, name, getattr(self, name) + value)
 
-    def count_chunks(self, student_sizes: Iterable[int], teacher_sizes: Iterable[int]) -> None:
+    def count_chunks(
+        self, student_sizes: Int[np.ndarray, " chunk"], teacher_sizes: Int[np.ndarray, " chunk"]
+    ) -> None:
         """Count chunks by their lengths in tokens on both sides."""
-        sizes = [min(int(size), MAX_COUNTED_LENGTH) for size in student_sizes]
-        self.chunks += len(sizes)
-        _add_counts(self.student_lengths, ((size, 1) for size in sizes))
-        _add_counts(self.teacher_lengths, ((min(int(s), MAX_COUNTED_LENGTH), 1) for s in teacher_sizes))
+        self.chunks += len(student_sizes)
+        for total, sizes in ((self.student_lengths, student_sizes), (self.teacher_lengths, teacher_sizes)):
+            counts = np.bincount(np.minimum(sizes, MAX_COUNTED_LENGTH))
+            _add_counts(total, ((size, count) for size, count in enumerate(counts.tolist()) if count))
 
     @property
     def share(self) -> float:

@@ -1,0 +1,11 @@
+"""What every test stands on: shape checks in `tide_core`, and shared fixtures."""
+
+from jaxtyping import install_import_hook
+
+# Annotations such as Float[Tensor, "batch chunk"] are checked in every call under test, at no cost in
+# production. The hook must be there before the first import of these modules. The contracts are left out:
+# pydantic checks them already, and its validators use annotations that only a class can resolve.
+CHECKED = "alignment data evaluation losses masks models objective samplers schedules studies"
+install_import_hook([f"tide_core.{name}" for name in CHECKED.split()], "beartype.beartype")
+
+pytest_plugins = ["fixtures_tokenizers"]
