@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.clock import utc_now
+from service.db.storable import storable
 from service.events.tables import EventRow
 
 Level = Literal["info", "warning", "error"]
@@ -27,7 +28,12 @@ def append(
     numbered in the order in which they become visible, and a stream that resumes by id misses none.
     """
     row = EventRow(
-        job_id=job_id, created_at=utc_now(), type=type, level=level, message=message, data=data or {}
+        job_id=job_id,
+        created_at=utc_now(),
+        type=storable(type),
+        level=level,
+        message=storable(message),
+        data=storable(data or {}),
     )
     session.add(row)
     return row

@@ -86,15 +86,17 @@ async def ensure_phase_run(session: AsyncSession, job_id: str, attempt: int, pha
     return row
 
 
-async def metric_names(session: AsyncSession, job_id: str) -> Sequence[str]:
-    """Names of all series of a job, sorted."""
-    query = select(MetricRow.name).where(MetricRow.job_id == job_id).distinct()
-    return (await session.scalars(query.order_by(MetricRow.name))).all()
+async def phase_runs(session: AsyncSession, job_id: str, attempt: int) -> Sequence[PhaseRunRow]:
+    """The phases of an attempt, in the order in which they began."""
+    query = select(PhaseRunRow).where(PhaseRunRow.job_id == job_id, PhaseRunRow.attempt == attempt)
+    return (await session.scalars(query.order_by(PhaseRunRow.created_at))).all()
 
 
-async def metric_series(session: AsyncSession, job_id: str, names: Sequence[str] = ()) -> Sequence[MetricRow]:
-    """Figures of a job, by name and step; all series when no name is given."""
-    query = select(MetricRow).where(MetricRow.job_id == job_id)
+async def metric_series(
+    session: AsyncSession, job_id: str, names: Sequence[str] = (), *, after_step: int = -1
+) -> Sequence[MetricRow]:
+    """Figures of a job at steps above ``after_step``, by name and step; all series when no name is given."""
+    query = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.step > after_step)
     if names:
         query = query.where(MetricRow.name.in_(names))
     return (await session.scalars(query.order_by(MetricRow.name, MetricRow.step))).all()
@@ -109,3 +111,9 @@ async def checkpoints(session: AsyncSession, job_id: str) -> Sequence[Checkpoint
 async def idempotency_key(session: AsyncSession, key: str) -> IdempotencyKeyRow | None:
     """What was posted with a key, or None."""
     return await session.get(IdempotencyKeyRow, key)
+
+
+async def checkpoint_at(session: AsyncSession, job_id: str, location: str) -> CheckpointRow | None:
+    """A job's checkpoint at a location, if it is recorded, deleted or not."""
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.location == location)
+    return await session.scalar(query)

@@ -1,0 +1,90 @@
+"""The control plane as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+from fastapi import APIRouter, FastAPI
+
+from service.api.dependencies import AppContext
+from service.api.errors import install_error_handlers
+from service.api.request_id import RequestContextMiddleware
+from service.datasets.endpoints import router as datasets_router
+from service.db.migrate import upgrade
+from service.db.session import Database
+from service.events.endpoints import router as events_router
+from service.jobs.endpoints import router as jobs_router
+from service.jobs.internal_endpoints import router as internal_router
+from service.models.endpoints import router as models_router
+from service.observability.endpoints import router as observability_router
+from service.orchestrator.compute import Compute
+from service.orchestrator.reconciler import Reconciler
+from service.settings import Settings
+from service.teachers.endpoints import router as teachers_router
+
+API_VERSION = "1"
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
+    """The control plane.
+
+    Args:
+        settings: see `Settings`.
+        compute: the cluster; without one, jobs are kept but nothing runs them.
+
+    Returns:
+        An application whose lifespan migrates the database and runs the reconciler.
+    """
+    app = FastAPI(
+        title="Tide",
+        summary="Distils diffusion language models as a service.",
+        version=API_VERSION,
+        lifespan=_lifespan,
+        docs_url=None,  # those pages load their scripts from the internet; /openapi.json is what counts
+        redoc_url=None,
+    )
+    database = Database(settings.resolved_database_url)
+    reconciler = None if compute is None else Reconciler(database, compute, settings)
+    app.state.context = AppContext(settings, database, compute, reconciler)
+    app.add_middleware(RequestContextMiddleware)
+    install_error_handlers(app)
+    resources = _resources()
+    app.include_router(resources, prefix="/v1")
+    app.include_router(resources, include_in_schema=False)  # the alias: /jobs is /v1/jobs
+    app.include_router(internal_router)
+    app.include_router(observability_router)
+    return app
+
+
+def _resources() -> APIRouter:
+    router = APIRouter()
+    for part in (jobs_router, events_router, teachers_router, datasets_router, models_router):
+        router.include_router(part)
+    return router
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: AppContext = app.state.context
+    if context.settings.migrate_on_start:
+        await upgrade(context.database)
+    task = None if context.reconciler is None else asyncio.create_task(context.reconciler.run())
+    log.info(
+        "control_plane.started",
+        database=context.database.url.render_as_string(),
+        storage=context.settings.resolved_storage,
+    )
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await context.database.close()
+        log.info("control_plane.stopped")

@@ -1,0 +1,27 @@
+"""Prepared data sets as the REST interface shows them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Dataset(BaseModel):
+    """Prepared shards, shared by all jobs that prepare the same thing."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
+
+    object: Literal["dataset"] = "dataset"
+    content_hash: str
+    """Hash of everything that went in: data, tokenizers, templates, lengths."""
+    location: str
+    rows: int
+    held_out_rows: int
+    rejected: dict[str, int]
+    """Rows left out, by reason."""
+    coverage: float
+    """Share of the content bytes that lie in chunks, or in aligned positions."""
+    created_at: datetime
+    last_used_at: datetime

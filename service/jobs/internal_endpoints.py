@@ -1,0 +1,51 @@
+"""What workers call, with the token of their attempt."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Request
+
+from service.api.dependencies import Context, ReadSession, WriteSession
+from service.api.errors import error_responses
+from service.auth import service as auth
+from service.jobs import repository
+from service.jobs.briefing import attempt_brief
+from service.jobs.reports import store
+from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.reporting import AttemptBrief, Failed, Finished, ReportBatch, ReportReceipt
+from tide_core.contracts.states import TERMINAL_STATES
+
+router = APIRouter(prefix="/internal/v1", include_in_schema=False)
+
+
+def _bearer_token(request: Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise auth.UnauthorizedError("Send the attempt's token as 'Authorization: Bearer <token>'.")
+    return token.strip()
+
+
+Token = Annotated[str, Depends(_bearer_token)]
+
+
+@router.get("/attempt", responses=error_responses(401, 409))
+async def get_attempt(context: Context, session: ReadSession, token: Token) -> AttemptBrief:
+    """All that the attempt's worker needs to know."""
+    identity = await auth.identify(session, token)
+    job = await repository.get(session, identity.job_id)
+    if identity.is_revoked or identity.attempt != job.attempt or job.state in TERMINAL_STATES:
+        raise ConflictError(
+            f"Attempt {identity.attempt} of job {job.id} has ended. Stop.", code="attempt_ended"
+        )
+    return await attempt_brief(session, job, identity.phase, context.settings.resolved_storage)
+
+
+@router.post("/reports", responses=error_responses(401, 409, 422))
+async def post_reports(
+    context: Context, session: WriteSession, afterwards: BackgroundTasks, token: Token, batch: ReportBatch
+) -> ReportReceipt:
+    """Store a batch of reports; sending it again changes nothing."""
+    if any(isinstance(report.body, Finished | Failed) for report in batch.reports):
+        afterwards.add_task(context.wake_reconciler)
+    return await store(session, await auth.identify(session, token), batch)

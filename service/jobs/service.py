@@ -1,0 +1,162 @@
+"""What a client may do to jobs: submit, cancel, pause, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.clock import utc_now
+from service.db.session import Database
+from service.db.storable import check_storable
+from service.db.upsert import upsert
+from service.events import service as events
+from service.identifiers import new_id
+from service.jobs import preflight, repository
+from service.jobs.state_machine import begin_next_attempt, transition
+from service.jobs.tables import AttemptRow, IdempotencyKeyRow, JobRow
+from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.job import JobSpec, ResolvedJobSpec
+from tide_core.contracts.objective import Pipeline
+from tide_core.contracts.states import TERMINAL_STATES, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a post."""
+
+    job: JobRow
+    is_new: bool
+    """False when an idempotency key led to the job of an earlier post."""
+
+
+async def submit(database: Database, spec: JobSpec, key: str | None) -> Submitted:
+    """Accept a job: check it, resolve it, store it with its first event.
+
+    An earlier post with the same key is looked up before the checks (its files may be gone by now) and once
+    more with the insertion, in one transaction, so that two posts at once make one job.
+
+    Args:
+        database: where jobs are kept.
+        spec: the request.
+        key: the client's idempotency key.
+
+    Raises:
+        InvalidInputError: the spec cannot work; nothing is stored.
+        ConflictError: ``idempotency_key_reused``: the key came with another body before.
+    """
+    check_storable(spec.model_dump(mode="python"))
+    body_hash = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    if key is not None:
+        async with database.read() as session:
+            earlier = await _earlier(session, key, body_hash)
+        if earlier is not None:
+            return Submitted(earlier, is_new=False)
+    resolved = await asyncio.to_thread(preflight.accept, spec)
+    try:
+        async with database.write() as session:
+            return Submitted(await _store(session, spec, resolved, key, body_hash), is_new=True)
+    except _KeyTakenError:
+        assert key is not None
+        async with database.read() as session:
+            earlier = await _earlier(session, key, body_hash)
+        assert earlier is not None, "a key that was taken belongs to a job"
+        return Submitted(earlier, is_new=False)
+
+
+class _KeyTakenError(Exception):
+    """Another post with the same key was faster: roll back and give its job."""
+
+
+async def _earlier(session: AsyncSession, key: str, body_hash: str) -> JobRow | None:
+    row = await repository.idempotency_key(session, key)
+    if row is None:
+        return None
+    if row.body_hash != body_hash:
+        raise ConflictError(
+            f"The idempotency key '{key}' came with another body before, for job {row.job_id}. Use a new key "
+            "for a new job.",
+            code="idempotency_key_reused",
+            param="Idempotency-Key",
+        )
+    return await repository.get(session, row.job_id)
+
+
+async def _store(
+    session: AsyncSession, spec: JobSpec, resolved: ResolvedJobSpec, key: str | None, body_hash: str
+) -> JobRow:
+    now = utc_now()
+    job = JobRow(
+        id=new_id("job"),
+        name=spec.name,
+        request=spec.model_dump(mode="json"),
+        spec=resolved.model_dump(mode="json"),
+        pipeline=Pipeline(resolved.pipeline),
+        variant=resolved.variant,
+        created_at=now,
+        updated_at=now,
+    )
+    session.add(job)
+    await session.flush()
+    session.add(AttemptRow(job_id=job.id, number=1, started_at=now))
+    events.append(session, job.id, "job.queued", "The job was accepted.", data={"attempt": 1})
+    if key is not None:
+        row = {"key": key, "body_hash": body_hash, "job_id": job.id, "created_at": now}
+        if await upsert(session, IdempotencyKeyRow, [row], update=()) == 0:
+            raise _KeyTakenError
+    await session.flush()
+    return job
+
+
+async def cancel(session: AsyncSession, job_id: str) -> JobRow:
+    """Ask for a job's end; asking again while it is being cancelled changes nothing.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ConflictError: ``job_finished``.
+    """
+    job = await repository.lock(session, job_id)
+    if job.state in TERMINAL_STATES:
+        raise ConflictError(
+            f"Job {job.id} has {job.state} already; there is nothing left to cancel.", code="job_finished"
+        )
+    if job.state is not JobState.CANCELLING:
+        await transition(session, job, JobState.CANCELLING, "Cancelling was asked for.")
+    return job
+
+
+async def pause(session: AsyncSession, job_id: str) -> JobRow:
+    """Ask a running job to save and give its resources back; asking again changes nothing.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ConflictError: ``transition_not_allowed``: only a running job can be paused.
+    """
+    job = await repository.lock(session, job_id)
+    if job.state not in (JobState.PAUSING, JobState.PAUSED):
+        if job.state is not JobState.RUNNING:
+            raise ConflictError(
+                f"Job {job.id} is {job.state}; only a running job can be paused.",
+                code="transition_not_allowed",
+            )
+        await transition(session, job, JobState.PAUSING, "Pausing was asked for.")
+    return job
+
+
+async def resume(session: AsyncSession, job_id: str) -> JobRow:
+    """Let a paused job go on from its last checkpoint, as its next attempt.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ConflictError: ``transition_not_allowed``: the job is not paused.
+    """
+    job = await repository.lock(session, job_id)
+    if job.state is not JobState.PAUSED:
+        raise ConflictError(
+            f"Job {job.id} is {job.state}; only a paused job can be resumed.", code="transition_not_allowed"
+        )
+    await begin_next_attempt(session, job, "the job was paused and is resumed", counts=False)
+    await transition(session, job, JobState.PROVISIONING, "The job goes on from its last checkpoint.")
+    return job
