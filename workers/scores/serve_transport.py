@@ -1,0 +1,100 @@
+"""The transport to a teacher pool on Ray Serve."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from tide_core.contracts.errors import RetryableScoreError, ScoreError, TideError
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.contracts.teacher import TeacherDescription, TeacherLease
+from workers.scores.retrying import RetryingTransport, RetryPolicy
+
+
+class ServeTransport(RetryingTransport):
+    """Asks the pool that a lease names. Ray must be initialised in this process.
+
+    Args:
+        lease: where the pool is and what it must answer as.
+        policy: how long and how often to try.
+    """
+
+    def __init__(self, lease: TeacherLease, *, policy: RetryPolicy | None = None) -> None:
+        super().__init__(_ServeAsker(lease), fingerprint=lease.fingerprint, policy=policy)
+
+
+class _ServeAsker:
+    """One attempt by a deployment handle; the handle finds replicas that came and went by itself."""
+
+    def __init__(self, lease: TeacherLease) -> None:
+        self._lease = lease
+        self._handle: Any = None
+        self._lock = threading.Lock()
+        self._waiting: set[Any] = set()
+
+    def ask(self, request: ScoreRequest, timeout: float) -> ScoreResponse:
+        answer = self._result("score", (request,), timeout)
+        if isinstance(answer, TideError):
+            raise answer
+        assert isinstance(answer, ScoreResponse)
+        return answer
+
+    def describe(self, timeout: float) -> TeacherDescription:
+        answer = self._result("describe", (), timeout)
+        assert isinstance(answer, TeacherDescription)
+        return answer
+
+    def cancel(self) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+        for response in waiting:
+            response.cancel()
+
+    def _result(self, method: str, arguments: tuple[Any, ...], timeout: float) -> object:
+        response = None
+        try:
+            response = getattr(self._found(), method).remote(*arguments)
+            with self._lock:
+                self._waiting.add(response)
+            return response.result(timeout_s=timeout)
+        except Exception as error:
+            if response is not None and isinstance(error, TimeoutError):
+                response.cancel()
+            raise _as_tide_error(error, self._lease) from error
+        finally:
+            with self._lock:
+                self._waiting.discard(response)
+
+    def _found(self) -> Any:
+        """The handle. It is looked for at each attempt until the application is there."""
+        from ray import serve
+
+        with self._lock:
+            if self._handle is None:
+                try:
+                    self._handle = serve.get_deployment_handle(
+                        self._lease.deployment, app_name=self._lease.application
+                    )
+                except KeyError:
+                    raise RetryableScoreError(
+                        f"There is no teacher pool {self._lease.application} at present.",
+                        code="pool_not_found",
+                    ) from None
+            return self._handle
+
+
+def _as_tide_error(error: Exception, lease: TeacherLease) -> TideError:
+    """What went wrong in Tide's terms: the teacher's own error, or whether trying again can help."""
+    from ray import exceptions
+    from ray.serve import exceptions as serve_exceptions
+
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+    if isinstance(cause, TideError):
+        return cause
+    # A RayTaskError is the replica's own code; every other error of Ray is a process, a node or a queue.
+    passing = (exceptions.RayError, serve_exceptions.RayServeException, TimeoutError, ConnectionError)
+    if isinstance(cause, passing) and not isinstance(cause, exceptions.RayTaskError):
+        return RetryableScoreError(
+            f"The teacher pool {lease.application} did not answer: {type(cause).__name__}: {cause}"
+        )
+    return ScoreError(f"The teacher pool {lease.application} failed: {type(cause).__name__}: {cause}")

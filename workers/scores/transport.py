@@ -1,0 +1,72 @@
+"""The way from a trainer to its teacher, whatever carries it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+
+from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
+from tide_core.contracts.teacher import TeacherDescription
+
+
+class ScoreTransport(Protocol):
+    """Carries score requests to a teacher. Safe to use from several threads."""
+
+    def submit(self, request: ScoreRequest) -> Future[ScoreResponse]:
+        """Ask; returns at once.
+
+        The future gives an answer that was checked (:func:`check_response`), or raises
+
+        - RetryableScoreError: the teacher stayed busy or away until the deadline;
+        - FingerprintMismatchError: another teacher answered;
+        - InvalidInputError, ScoreError: the teacher refused this request or failed at it.
+
+        Arrays of an answer may be read-only views of shared memory.
+        """
+
+    def describe(self) -> TeacherDescription:
+        """What the teacher says of itself.
+
+        Raises:
+            ScoreError: as for :meth:`submit`.
+        """
+
+    def close(self) -> None:
+        """Cancel what is under way and let go of everything; futures that are not done raise."""
+
+
+def check_response(request: ScoreRequest, response: ScoreResponse, fingerprint: str | None) -> None:
+    """Refuse an answer that came from other weights or does not fit its request.
+
+    Args:
+        request: what was asked.
+        response: what came back.
+        fingerprint: of the teacher that must have answered; None for any.
+
+    Raises:
+        FingerprintMismatchError: other weights answered.
+        ScoreError: the values have another shape or dtype than the request calls for.
+    """
+    if fingerprint is not None and response.fingerprint != fingerprint:
+        raise FingerprintMismatchError(
+            f"The answer came from the teacher {response.fingerprint}, but the lease is for {fingerprint}: "
+            "the pool was changed while the job ran.",
+            param="fingerprint",
+        )
+    masked = int(request.masked_counts.sum())
+    is_hidden = request.want is Want.HIDDEN
+    values = response.values
+    fits = (
+        values.ndim == (2 if is_hidden else 1)
+        and values.shape[0] == masked
+        and values.dtype == (np.uint16 if is_hidden else np.float32)
+    )
+    if not fits:
+        raise ScoreError(
+            f"The answer holds {values.dtype} {list(values.shape)} for {masked} masked tokens "
+            f"({request.want}).",
+            param="values",
+        )

@@ -1,0 +1,103 @@
+"""The Serve application of a teacher pool: ``import_path: workers.teachers.app:build``.
+
+This module is imported by the process that builds the application, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tide_core.contracts.errors import TideError
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherDescription, TeacherPool
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+# The engine batches what is there and refuses what is too much, so Serve should let requests through.
+MAX_ONGOING_REQUESTS = 512
+# Per client process, on top of those under way; above it the client sees BackPressureError and backs off.
+MAX_QUEUED_REQUESTS = 1024
+HEALTH_CHECK_PERIOD_SECONDS = 10.0
+HEALTH_CHECK_TIMEOUT_SECONDS = 60.0
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for one pool, called by Serve with the application's ``args``.
+
+    Args:
+        args: fields of a :class:`TeacherPool`. ``storage``, the root of the storage, may come with them.
+
+    Raises:
+        pydantic.ValidationError: the arguments are no pool.
+    """
+    from ray import serve
+
+    pool = TeacherPool.model_validate({name: value for name, value in args.items() if name != "storage"})
+    deployment = serve.deployment(
+        Teacher,
+        name=TEACHER_DEPLOYMENT,
+        num_replicas=pool.replicas,
+        ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": pool.gpus_per_replica},
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_queued_requests=MAX_QUEUED_REQUESTS,
+        health_check_period_s=HEALTH_CHECK_PERIOD_SECONDS,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+        # A line a request would be a line a training step.
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(pool.model_dump(mode="json"))
+
+
+class Teacher:
+    """One replica: loads its weights, attests itself, then answers score requests of all jobs.
+
+    Args:
+        pool: fields of the :class:`TeacherPool` that the replica belongs to.
+
+    Raises:
+        TideError: the teacher cannot be loaded, or its first answers are not sound.
+    """
+
+    def __init__(self, pool: dict[str, Any]) -> None:
+        from workers.teachers.attestation import Attestor, golden_requests
+        from workers.teachers.loading import load_for_serving
+
+        parsed = TeacherPool.model_validate(pool)
+        loaded = load_for_serving(parsed.teacher, threads=max(1, int(parsed.cpus_per_replica)))
+        self._engine = loaded.engine
+        self._description = loaded.description
+        self._attestor = Attestor(loaded.engine, golden_requests(loaded.tokenizer), loaded.description.dtype)
+        self._attestor.attest()
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse | TideError:
+        """Answer one request.
+
+        What :meth:`workers.teachers.engine.TeacherEngine.submit` raises is the answer's value: raised here,
+        Serve would log a traceback for every request that a busy replica turns away.
+        """
+        try:
+            return await self._engine.score(request)
+        except TideError as error:
+            return error.with_traceback(None)
+
+    async def describe(self) -> TeacherDescription:
+        """What this replica serves."""
+        return self._description
+
+    async def stats(self) -> dict[str, Any]:
+        """Counters of the engine: see :class:`workers.teachers.statistics.EngineStatistics`."""
+        return self._engine.statistics().as_dict()
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; an exception replaces the replica.
+
+        Raises:
+            AttestationError, ScoreError: the golden prompts are no longer answered as they were.
+        """
+        self._attestor.check()
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close(timeout=5.0)

@@ -1,0 +1,99 @@
+"""From a teacher's spec to an engine that answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from tokenizers import Tokenizer
+
+from tide_core.alignment.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
+from tide_core.contracts.job import TeacherSpec
+from tide_core.contracts.teacher import TeacherDescription
+from tide_core.models.decoder import Decoder
+from tide_core.models.fingerprint import fingerprint
+from tide_core.models.headers import weight_bytes
+from tide_core.models.teachers.adapter import architecture_of, load_teacher
+from workers.storage import materialise_model
+from workers.teachers.engine import EngineSettings, TeacherEngine
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher ready to serve.
+
+    Attributes:
+        engine: answers requests; close it when done.
+        description: what the teacher says of itself.
+        tokenizer: its tokenizer.
+    """
+
+    engine: TeacherEngine
+    description: TeacherDescription
+    tokenizer: Tokenizer
+
+
+def dtype_name(teacher: TeacherSpec, device: torch.device) -> DtypeName:
+    """The dtype of the served weights: ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
+    if teacher.dtype != "auto":
+        return teacher.dtype
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
+def load_for_serving(
+    teacher: TeacherSpec,
+    *,
+    threads: int | None = None,
+    device: torch.device | None = None,
+    settings: EngineSettings | None = None,
+) -> LoadedTeacher:
+    """Fetch, load and describe a teacher, and start its engine.
+
+    Args:
+        teacher: which one.
+        threads: intra-op threads on a CPU; None leaves torch's own number.
+        device: where it computes; by default the GPU that Ray assigned, else the CPU.
+        settings: of the engine; by default those that fit the device.
+
+    Raises:
+        InvalidInputError: there is no such model.
+        CheckpointError: its folder is incomplete, contradictory or of another architecture.
+        TokenizerError: its tokenizer is missing or has no mask token.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype_name(teacher, device)
+    folder = materialise_model(teacher.model, teacher.revision)
+    tokenizer = load_tokenizer(folder)
+    model = load_teacher(
+        folder,
+        architecture=teacher.architecture,
+        dtype=cast(torch.dtype, getattr(torch, dtype)),
+        device=device,
+    )
+    description = TeacherDescription(
+        fingerprint=fingerprint(folder, dtype),
+        tokenizer_fingerprint=tokenizer_fingerprint(folder),
+        architecture=architecture_of(folder),
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        mask_token_id=model.mask_token_id,
+        parameters=_parameters(model),
+        dtype=dtype,
+        device=str(device),
+        weight_bytes=weight_bytes(folder, dtype),
+    )
+    engine = TeacherEngine(
+        model,
+        fingerprint=description.fingerprint,
+        tokenizer_fingerprint=description.tokenizer_fingerprint,
+        settings=settings or EngineSettings.for_device(device, threads=threads),
+    )
+    return LoadedTeacher(engine, description, tokenizer)
+
+
+def _parameters(model: Decoder) -> int:
+    """Numbers in the weights, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
