@@ -42,7 +42,6 @@ from tide_core.losses.calm import (
     tidal_calm,
 )
 from tide_core.losses.fused_linear import (
-    DEFAULT_SLICE_SIZE,
     linear_forward_kl,
     linear_reverse_kl,
     linear_target_log_probs,
@@ -178,7 +177,7 @@ class Objective:
     Args:
         terms: the terms; those with weight 0 are not computed.
         noise: the noise schedule, for the cross-entropy weight.
-        slice_size: largest number of logits held at once.
+        slice_size: largest number of logits held at once; None chooses by device.
         allow_unsupported: permit TIDAL together with a reverse term.
 
     Raises:
@@ -191,7 +190,7 @@ class Objective:
         terms: Sequence[ObjectiveTerm],
         noise: NoiseSchedule,
         *,
-        slice_size: int = DEFAULT_SLICE_SIZE,
+        slice_size: int | None = None,
         allow_unsupported: bool = False,
     ) -> None:
         if not terms:
@@ -279,7 +278,7 @@ class Objective:
     def _sparse_divergence(self, term: PositionTerm, inputs: ObjectiveInputs, teacher: TopKScores) -> Tensor:
         if teacher.temperature != term.temperature:
             raise InvalidInputError(
-                f"the teacher's top-k scores are at temperature {teacher.temperature}, but '{term.type}' needs "
+                f"the teacher's top-k scores are at temperature {teacher.temperature}, '{term.type}' needs "
                 f"{term.temperature}; ask the teacher at the term's temperature",
                 param="teacher.temperature",
             )

@@ -11,7 +11,7 @@ Products are computed in the dtype of the hidden states, sums and exponentials i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +26,19 @@ from tide_core.losses.validation import (
     require_temperature,
 )
 
-DEFAULT_SLICE_SIZE = 2**22
-"""Elements of one tile: 16 MiB in float32."""
+CPU_SLICE_SIZE = 2**18
+"""Default elements of one tile on a CPU: 1 MiB in float32, so that a tile stays in the cache."""
+ACCELERATOR_SLICE_SIZE = 2**24
+"""Default on other devices: 64 MiB in float32, enough work for each kernel."""
+
+
+class FrozenSide(NamedTuple):
+    """What a divergence knows besides the student: constants without gradient."""
+
+    hidden: Tensor
+    head: Tensor
+    temperature: float
+    slice_size: int
 
 
 def linear_target_log_probs(
@@ -35,7 +46,7 @@ def linear_target_log_probs(
     head: Float[Tensor, "vocab hidden"],
     target_ids: Int[Tensor, " masked"],
     *,
-    slice_size: int = DEFAULT_SLICE_SIZE,
+    slice_size: int | None = None,
 ) -> Float[Tensor, " masked"]:
     """``lp_i`` of the clean tokens from hidden states: the fused form of ``target_log_probs``.
 
@@ -43,7 +54,7 @@ def linear_target_log_probs(
         hidden: final hidden states at the masked positions.
         head: LM head weight.
         target_ids: clean token ids.
-        slice_size: largest number of logits held at once.
+        slice_size: largest number of logits held at once; None chooses by device.
 
     Returns:
         float32 (float64 for float64 hidden states), differentiable in ``hidden`` and ``head``.
@@ -54,13 +65,13 @@ def linear_target_log_probs(
         NonFiniteError: when a logit is NaN or infinite.
     """
     _require_linear("hidden", hidden, "head", head)
-    _require_slice_size(slice_size)
+    size = resolved_slice_size(slice_size, hidden)
     if target_ids.shape[0] != hidden.shape[0]:
         raise ShapeError(
             f"target_ids names {target_ids.shape[0]} positions, hidden {hidden.shape[0]}", param="target_ids"
         )
     require_ids("target_ids", target_ids, head.shape[0])
-    log_probs: Tensor = _TargetLogProbs.apply(hidden, head, target_ids.long(), slice_size)  # type: ignore[no-untyped-call]
+    log_probs: Tensor = _TargetLogProbs.apply(hidden, head, target_ids.long(), size)  # type: ignore[no-untyped-call]
     require_finite("logits", log_probs)
     return log_probs
 
@@ -73,7 +84,7 @@ def linear_forward_kl(
     *,
     temperature: float,
     shared_vocab: int,
-    slice_size: int = DEFAULT_SLICE_SIZE,
+    slice_size: int | None = None,
 ) -> Float[Tensor, " masked"]:
     """``T^2 KL(teacher || student)`` over the first ``shared_vocab`` ids: the fused ``forward_kl``.
 
@@ -104,21 +115,14 @@ def linear_tidal_kl(
     *,
     temperature: float,
     shared_vocab: int,
-    slice_size: int = DEFAULT_SLICE_SIZE,
+    slice_size: int | None = None,
 ) -> Float[Tensor, " masked"]:
     """TIDAL over the first ``shared_vocab`` ids: the fused form of ``tidal_kl``; raises as the forward KL."""
     require_shares(lambda_t)
     _require_pair(student_hidden, student_head, teacher_hidden, teacher_head, shared_vocab)
-    _require_slice_size(slice_size)
-    require_temperature(temperature)
+    frozen = _frozen(teacher_hidden, teacher_head[:shared_vocab], temperature, slice_size)
     divergence: Tensor = _TidalDivergence.apply(  # type: ignore[no-untyped-call]
-        student_hidden,
-        student_head,
-        teacher_hidden.detach(),
-        teacher_head.detach()[:shared_vocab],
-        lambda_t.detach(),
-        temperature,
-        slice_size,
+        student_hidden, student_head, frozen, lambda_t.detach()
     )
     require_finite("logits", divergence)
     return divergence
@@ -132,22 +136,16 @@ def linear_reverse_kl(
     *,
     temperature: float,
     shared_vocab: int,
-    slice_size: int = DEFAULT_SLICE_SIZE,
+    slice_size: int | None = None,
 ) -> Float[Tensor, " masked"]:
     """``T^2 KL(student || teacher)`` over the first ``shared_vocab`` ids: the fused ``reverse_kl``.
 
     Raises as :func:`linear_forward_kl`.
     """
     _require_pair(student_hidden, student_head, teacher_hidden, teacher_head, shared_vocab)
-    _require_slice_size(slice_size)
-    require_temperature(temperature)
+    frozen = _frozen(teacher_hidden, teacher_head[:shared_vocab], temperature, slice_size)
     divergence: Tensor = _ReverseDivergence.apply(  # type: ignore[no-untyped-call]
-        student_hidden,
-        student_head,
-        teacher_hidden.detach(),
-        teacher_head.detach()[:shared_vocab],
-        temperature,
-        slice_size,
+        student_hidden, student_head, frozen
     )
     require_finite("logits", divergence)
     return divergence
@@ -186,99 +184,70 @@ class _TidalDivergence(torch.autograd.Function):
     """``KL = lambda E_r[z - s] / T - lse(m / T) + lse(s / T)`` with ``m = (1 - lambda) s + lambda z``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student_hidden: Tensor,
-        student_head: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: Tensor,
-        share: Tensor,
-        temperature: float,
-        slice_size: int,
-    ) -> Tensor:
-        rows, vocab = student_hidden.shape[0], teacher_head.shape[0]
-        share = share.to(accumulation_dtype(student_hidden))
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, frozen: FrozenSide, share: Tensor) -> Tensor:
+        share = share.to(accumulation_dtype(hidden))
         student_total = torch.full_like(share, float("-inf"))
         target_total = torch.full_like(share, float("-inf"))
         expected_gap = torch.zeros_like(share)
-        for start, stop in vocabulary_slices(rows, vocab, slice_size):
-            student = slice_logits(student_hidden, student_head, start, stop) / temperature
-            gap = slice_logits(teacher_hidden, teacher_head, start, stop) / temperature - student
-            target = student + share[:, None] * gap
+        for start, stop in _slices(frozen):
+            student, teacher = _scaled_pair(hidden, head, frozen, start, stop)
+            gap = teacher.sub_(student)
+            target = torch.addcmul(student, gap, share[:, None])
             student_total = torch.logaddexp(student_total, student.logsumexp(dim=1))
             grown = torch.logaddexp(target_total, target.logsumexp(dim=1))
-            here = (target - grown[:, None]).exp_().mul_(gap).sum(dim=1)
+            here = target.sub_(grown[:, None]).exp_().mul_(gap).sum(dim=1)
             expected_gap = expected_gap * (target_total - grown).exp() + here
             target_total = grown
-        ctx.save_for_backward(
-            student_hidden, student_head, teacher_hidden, teacher_head, share, student_total, target_total
-        )
-        ctx.temperature, ctx.slice_size = temperature, slice_size
-        return temperature**2 * (share * expected_gap - target_total + student_total)
+        ctx.save_for_backward(hidden, head, share, student_total, target_total)
+        ctx.frozen = frozen
+        return frozen.temperature**2 * (share * expected_gap - target_total + student_total)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, head, teacher_hidden, teacher_head, share, student_total, target_total = ctx.saved_tensors
+        hidden, head, share, student_total, target_total = ctx.saved_tensors
         sink = GradientSink(ctx, hidden, head)
-        scale = (grad * ctx.temperature)[:, None]
-        for start, stop in vocabulary_slices(hidden.shape[0], teacher_head.shape[0], ctx.slice_size):
-            student = slice_logits(hidden, head, start, stop) / ctx.temperature
-            teacher = slice_logits(teacher_hidden, teacher_head, start, stop) / ctx.temperature
-            target = student + share[:, None] * (teacher - student)
-            student_probs = (student - student_total[:, None]).exp_()
-            target_probs = (target - target_total[:, None]).exp_()
+        scale = (grads[0] * ctx.frozen.temperature)[:, None]
+        for start, stop in _slices(ctx.frozen):
+            student, teacher = _scaled_pair(hidden, head, ctx.frozen, start, stop)
+            target = torch.addcmul(student, teacher.sub_(student), share[:, None])
+            student_probs = student.sub_(student_total[:, None]).exp_()
+            target_probs = target.sub_(target_total[:, None]).exp_()
             sink.add(student_probs.sub_(target_probs).mul_(scale), start, stop)
-        return sink.hidden, sink.head, None, None, None, None, None
+        return sink.hidden, sink.head, None, None
 
 
 class _ReverseDivergence(torch.autograd.Function):
-    """``KL = E_q[s - z] / T - logsumexp(s / T) + logsumexp(z / T)`` with ``q = softmax(s / T)``."""
+    """``KL = E_q[s - z] / T - lse(s / T) + lse(z / T)`` with ``q = softmax(s / T)``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student_hidden: Tensor,
-        student_head: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: Tensor,
-        temperature: float,
-        slice_size: int,
-    ) -> Tensor:
-        rows, vocab = student_hidden.shape[0], teacher_head.shape[0]
-        student_total = student_hidden.new_full(
-            (rows,), float("-inf"), dtype=accumulation_dtype(student_hidden)
-        )
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, frozen: FrozenSide) -> Tensor:
+        student_total = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=accumulation_dtype(hidden))
         teacher_total = student_total.clone()
         expected_gap = torch.zeros_like(student_total)
-        for start, stop in vocabulary_slices(rows, vocab, slice_size):
-            student = slice_logits(student_hidden, student_head, start, stop) / temperature
-            teacher = slice_logits(teacher_hidden, teacher_head, start, stop) / temperature
+        for start, stop in _slices(frozen):
+            student, teacher = _scaled_pair(hidden, head, frozen, start, stop)
             teacher_total = torch.logaddexp(teacher_total, teacher.logsumexp(dim=1))
             grown = torch.logaddexp(student_total, student.logsumexp(dim=1))
-            here = (student - grown[:, None]).exp_().mul_(student - teacher).sum(dim=1)
-            expected_gap = expected_gap * (student_total - grown).exp() + here
+            probs = (student - grown[:, None]).exp_()
+            expected_gap = expected_gap * (student_total - grown).exp()
+            expected_gap += probs.mul_(student.sub_(teacher)).sum(dim=1)
             student_total = grown
-        divergence = expected_gap - student_total + teacher_total
-        ctx.save_for_backward(
-            student_hidden, student_head, teacher_hidden, teacher_head, student_total, expected_gap
-        )
-        ctx.temperature, ctx.slice_size = temperature, slice_size
-        return temperature**2 * divergence
+        ctx.save_for_backward(hidden, head, student_total, expected_gap)
+        ctx.frozen = frozen
+        return frozen.temperature**2 * (expected_gap - student_total + teacher_total)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, head, teacher_hidden, teacher_head, student_total, expected_gap = ctx.saved_tensors
+        hidden, head, student_total, expected_gap = ctx.saved_tensors
         sink = GradientSink(ctx, hidden, head)
-        scale = (grad * ctx.temperature)[:, None]
-        for start, stop in vocabulary_slices(hidden.shape[0], teacher_head.shape[0], ctx.slice_size):
-            student = slice_logits(hidden, head, start, stop) / ctx.temperature
-            teacher = slice_logits(teacher_hidden, teacher_head, start, stop) / ctx.temperature
+        scale = (grads[0] * ctx.frozen.temperature)[:, None]
+        for start, stop in _slices(ctx.frozen):
+            student, teacher = _scaled_pair(hidden, head, ctx.frozen, start, stop)
             probs = (student - student_total[:, None]).exp_()
             # log q - log p - KL: both log-sum-exps cancel, the expected gap stays.
-            sink.add(probs.mul_(student - teacher - expected_gap[:, None]).mul_(scale), start, stop)
-        return sink.hidden, sink.head, None, None, None, None
+            gap = student.sub_(teacher).sub_(expected_gap[:, None])
+            sink.add(probs.mul_(gap).mul_(scale), start, stop)
+        return sink.hidden, sink.head, None
 
 
 class GradientSink:
@@ -321,6 +290,38 @@ def slice_logits(hidden: Tensor, head: Tensor, start: int, stop: int) -> Tensor:
     return logits.to(accumulation_dtype(hidden))
 
 
+def resolved_slice_size(slice_size: int | None, hidden: Tensor) -> int:
+    """The caller's bound on a tile, or the default of the device.
+
+    Raises:
+        InvalidInputError: when the bound is not positive.
+    """
+    if slice_size is None:
+        return CPU_SLICE_SIZE if hidden.device.type == "cpu" else ACCELERATOR_SLICE_SIZE
+    if slice_size < 1:
+        raise InvalidInputError(f"slice_size must be at least 1, got {slice_size}", param="slice_size")
+    return slice_size
+
+
+def _frozen(hidden: Tensor, head: Tensor, temperature: float, slice_size: int | None) -> FrozenSide:
+    require_temperature(temperature)
+    size = resolved_slice_size(slice_size, hidden)
+    return FrozenSide(hidden.detach(), head.detach(), temperature, size)
+
+
+def _slices(frozen: FrozenSide) -> Iterator[tuple[int, int]]:
+    return vocabulary_slices(frozen.hidden.shape[0], frozen.head.shape[0], frozen.slice_size)
+
+
+def _scaled_pair(
+    hidden: Tensor, head: Tensor, frozen: FrozenSide, start: int, stop: int
+) -> tuple[Tensor, Tensor]:
+    """``s / T`` and ``z / T`` of one slice, fresh tensors that the caller may overwrite."""
+    student = slice_logits(hidden, head, start, stop)
+    teacher = slice_logits(frozen.hidden, frozen.head, start, stop).to(student.dtype)
+    return student.div_(frozen.temperature), teacher.div_(frozen.temperature)
+
+
 def _columns(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Which ids lie in the slice, and their column in it (0 for those that do not)."""
     is_here = (ids >= start) & (ids < stop)
@@ -355,8 +356,3 @@ def _require_pair(
             f"shared_vocab must lie in 1 .. {smaller} (the smaller LM head), got {shared_vocab}",
             param="shared_vocab",
         )
-
-
-def _require_slice_size(slice_size: int) -> None:
-    if slice_size < 1:
-        raise InvalidInputError(f"slice_size must be at least 1, got {slice_size}", param="slice_size")

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, ShapeError
 from tide_core.losses.fused_linear import (
-    DEFAULT_SLICE_SIZE,
     GradientSink,
+    resolved_slice_size,
     slice_logits,
     vocabulary_slices,
 )
@@ -94,7 +94,7 @@ def linear_bucket_log_probs(
     *,
     temperature: float,
     shared_vocab: int,
-    slice_size: int = DEFAULT_SLICE_SIZE,
+    slice_size: int | None = None,
 ) -> Float[Tensor, "masked outcome"]:
     """The fused form of :func:`bucket_log_probs` over the first ``shared_vocab`` ids, from hidden states.
 
@@ -109,15 +109,16 @@ def linear_bucket_log_probs(
             f"hidden {tuple(hidden.shape)}, head {tuple(head.shape)} and ids {tuple(ids.shape)} do not fit",
             param="ids",
         )
-    if not 1 <= shared_vocab <= head.shape[0] or slice_size < 1:
+    if not 1 <= shared_vocab <= head.shape[0]:
         raise InvalidInputError(
-            f"shared_vocab must lie in 1 .. {head.shape[0]} and slice_size be positive, got {shared_vocab} "
-            f"and {slice_size}",
-            param="shared_vocab",
+            f"shared_vocab must lie in 1 .. {head.shape[0]}, got {shared_vocab}", param="shared_vocab"
         )
     require_ids("ids", ids, shared_vocab)
     buckets: Tensor = _BucketLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, head, ids.long(), shared_vocab, temperature, slice_size
+        hidden,
+        head,
+        ids.long(),
+        _Tiling(shared_vocab, temperature, resolved_slice_size(slice_size, hidden)),
     )
     require_finite("logits", buckets[:, :-1])
     return buckets
@@ -182,22 +183,20 @@ def _outcomes(
     return student, torch.cat([teacher[:, :-1], teacher_tail], dim=1)
 
 
+class _Tiling(NamedTuple):
+    shared_vocab: int
+    temperature: float
+    slice_size: int
+
+
 class _BucketLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        ids: Tensor,
-        shared_vocab: int,
-        temperature: float,
-        slice_size: int,
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, ids: Tensor, tiling: _Tiling) -> Tensor:
         dtype = accumulation_dtype(hidden)
         top = hidden.new_zeros(ids.shape, dtype=dtype)
         tail = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=dtype)
-        for start, stop in vocabulary_slices(hidden.shape[0], shared_vocab, slice_size):
-            logits = slice_logits(hidden, head, start, stop) / temperature
+        for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
+            logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
             row, place = ((ids >= start) & (ids < stop)).nonzero(as_tuple=True)
             column = ids[row, place] - start
             top[row, place] = logits[row, column]
@@ -205,23 +204,23 @@ class _BucketLogProbs(torch.autograd.Function):
             tail = torch.logaddexp(tail, logits.logsumexp(dim=1))
         total = torch.logaddexp(tail, top.logsumexp(dim=1))
         ctx.save_for_backward(hidden, head, ids, tail, total)
-        ctx.settings = (shared_vocab, temperature, slice_size)
+        ctx.tiling = tiling
         return torch.cat([top, tail[:, None]], dim=1) - total[:, None]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         hidden, head, ids, tail, total = ctx.saved_tensors
-        shared_vocab, temperature, slice_size = ctx.settings
+        tiling: _Tiling = ctx.tiling
         sink = GradientSink(ctx, hidden, head)
         grad_sum = grad.sum(dim=1, keepdim=True)
-        for start, stop in vocabulary_slices(hidden.shape[0], shared_vocab, slice_size):
-            logits = slice_logits(hidden, head, start, stop) / temperature
+        for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
+            logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
             row, place = ((ids >= start) & (ids < stop)).nonzero(as_tuple=True)
             column = ids[row, place] - start
             tail_share = (logits - tail[:, None]).exp()
             tail_share[row, column] = 0.0
             grad_logits = grad[:, -1:] * tail_share - grad_sum * (logits - total[:, None]).exp_()
             grad_logits[row, column] += grad[row, place]
-            sink.add(grad_logits / temperature, start, stop)
-        return sink.hidden, sink.head, None, None, None, None
+            sink.add(grad_logits.div_(tiling.temperature), start, stop)
+        return sink.hidden, sink.head, None, None

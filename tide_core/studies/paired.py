@@ -59,7 +59,7 @@ def paired_bootstrap(
     Raises:
         ShapeError: when the inputs are not one-dimensional, of one length, with at least one sequence.
         NonFiniteError: when a number is NaN or infinite.
-        InvalidInputError: when a weight is not positive, or ``resamples``, ``level`` or ``seed`` is out of range.
+        InvalidInputError: when a weight is not positive or a setting is out of range.
     """
     first, second, divisor = _checked(a, b, weights)
     if resamples < 1 or not 0.0 < level < 1.0 or seed < 0:
