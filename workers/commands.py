@@ -1,0 +1,148 @@
+"""Commands that need torch or Ray, added to ``tide`` by entry points when this side is installed.
+
+Importing this module costs nothing: what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OUTPUT_HELP = "text, or json for one JSON object on standard output."
+
+
+def sample(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Model folder, URL or hub name of a student (or a teacher).")
+    ],
+    prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads it from standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 256,
+    steps: Annotated[int | None, typer.Option(help="Forwards in all; default one a token.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Commit every token surer than this instead of counting steps.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    block_size: Annotated[int | None, typer.Option(help="Default: the model's own, else 32.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.")] = "auto",
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as soon as it is decided.")] = False,
+    output: Annotated[str, typer.Option("--output", "-o", help=OUTPUT_HELP)] = "text",
+) -> None:
+    """Sample an answer from a checkpoint."""
+    with clear_errors(output):
+        from tide_core.contracts.errors import InvalidInputError
+        from workers.sampling import SamplingRequest, sample_text
+
+        require_output(output)
+        if stream and output == "json":
+            raise InvalidInputError("--stream prints text: leave out -o json.", param="stream")
+        request = SamplingRequest(
+            checkpoint=checkpoint,
+            prompt=typer.get_text_stream("stdin").read() if prompt == "-" else prompt,
+            max_new_tokens=max_new_tokens,
+            steps=steps,
+            threshold=threshold,
+            temperature=temperature,
+            guidance=guidance,
+            seed=seed,
+            block_size=block_size,
+            is_raw=raw,
+            device=device,
+            dtype=dtype,
+        )
+        answer = sample_text(request, on_text=_print_piece if stream else None)
+        if output == "json":
+            typer.echo(json.dumps(answer.to_json(), ensure_ascii=False))
+            return
+        typer.echo("" if stream else answer.text)
+        typer.echo(answer.summary(), err=True)
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A causal Qwen3, Qwen2 or Llama model; with --from-config a config.json.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    add_mask_token: Annotated[
+        bool, typer.Option("--add-mask-token", help="Add a mask token where the tokenizer has none.")
+    ] = False,
+    from_config: Annotated[
+        bool, typer.Option("--from-config", help="Fresh weights from a config.json instead of a model's.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="With --from-config: folder of the tokenizer; default the config's own."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --from-config: seed of the weights.")] = 0,
+    block_size: Annotated[
+        int | None, typer.Option(help="Noted in the student's config for samplers.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help=OUTPUT_HELP)] = "text",
+) -> None:
+    """Make a block-diffusion student out of a causal checkpoint, or a fresh one from a config."""
+    with clear_errors(output):
+        from workers.conversion import ConversionRequest, convert_model
+
+        require_output(output)
+        report = convert_model(
+            ConversionRequest(
+                source=source,
+                target=target,
+                adds_mask_token=add_mask_token,
+                is_from_config=from_config,
+                tokenizer=tokenizer,
+                seed=seed,
+                block_size=block_size,
+            )
+        )
+        typer.echo(json.dumps(report.to_json()) if output == "json" else report.summary())
+
+
+def demo(context: typer.Context) -> None:
+    """Run a whole distillation on this machine: teachers, students, controls, and a table that compares
+    them.
+    """
+    with clear_errors("text"):
+        from workers.demo.main import run
+
+        run(context.args)
+
+
+@contextmanager
+def clear_errors(output: str) -> Iterator[None]:
+    """Turn Tide's errors into one message and exit status 1; anything else is a defect and keeps its
+    trace.
+    """
+    from tide_core.contracts.errors import TideError
+
+    try:
+        yield
+    except TideError as error:
+        if output == "json":
+            body = {"message": error.message, "code": error.code, "param": error.param}
+            typer.echo(json.dumps({"error": body}), err=True)
+        else:
+            typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from None
+
+
+def require_output(output: str) -> None:
+    """Raise InvalidInputError unless the output form is known."""
+    from tide_core.contracts.errors import InvalidInputError
+
+    if output not in ("text", "json"):
+        raise InvalidInputError(f"-o takes text or json, not {output!r}.", param="output")
+
+
+def _print_piece(piece: str) -> None:
+    typer.echo(piece, nl=False)

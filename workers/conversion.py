@@ -1,0 +1,95 @@
+"""``tide convert``: a causal checkpoint, or a config, to a block-diffusion student's folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tide_core.contracts.errors import InvalidInputError
+from tide_core.models.conversion import convert, initialise
+from tide_core.models.headers import read_config, read_json
+from tide_core.models.student import BlockDiffusionStudent
+from workers.storage import materialise_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionRequest:
+    """What to convert; ``source`` is a model's location, or with ``is_from_config`` a ``config.json`` or its
+    folder.
+    """
+
+    source: str
+    target: Path
+    adds_mask_token: bool = False
+    is_from_config: bool = False
+    tokenizer: str | None = None
+    seed: int = 0
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was written."""
+
+    target: str
+    model_type: str
+    parameters: int
+    vocab_size: int
+    mask_token_id: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.target}: {self.model_type}, {self.parameters / 1e6:.1f}M parameters, vocabulary "
+            f"{self.vocab_size}, mask token {self.mask_token_id}"
+        )
+
+
+def convert_model(request: ConversionRequest) -> ConversionReport:
+    """Convert and report.
+
+    Raises:
+        InvalidInputError: options that do not go together, or a source that does not exist.
+        CheckpointError: the source cannot become a student.
+        TokenizerError: no mask token, and none is to be added.
+        ConflictError: the target exists.
+    """
+    student = _initialised(request) if request.is_from_config else _converted(request)
+    return ConversionReport(
+        target=str(request.target),
+        model_type=student.config.model_type,
+        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        vocab_size=student.vocab_size,
+        mask_token_id=student.mask_token_id,
+    )
+
+
+def _converted(request: ConversionRequest) -> BlockDiffusionStudent:
+    if request.tokenizer is not None:
+        raise InvalidInputError(
+            "--tokenizer goes with --from-config: a model brings its own.", param="tokenizer"
+        )
+    folder = materialise_model(request.source)
+    return convert(
+        folder, request.target, add_mask_token=request.adds_mask_token, block_size=request.block_size
+    )
+
+
+def _initialised(request: ConversionRequest) -> BlockDiffusionStudent:
+    source = Path(request.source)
+    config = read_json(source) if source.is_file() else read_config(source)
+    if request.block_size is not None:
+        config["block_size"] = request.block_size
+    folder = source.parent if source.is_file() else source
+    return initialise(
+        config,
+        request.tokenizer or folder,
+        request.target,
+        seed=request.seed,
+        add_mask_token=request.adds_mask_token,
+    )
