@@ -1,0 +1,189 @@
+"""Whole runs in this process: variants, resume, micro-batches, stopping, NaN."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import BLOCK, Bench, tiny_samples, tiny_spec, tiny_student
+
+from tide_core.contracts.errors import CheckpointError, NonFiniteError
+from tide_core.contracts.objective import CompDemoContext, Pipeline, Variant, needs_teacher
+from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics, Progress
+from workers.reporting.recording import RecordingReporter
+from workers.student.loop import train
+
+A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
+COMBINATIONS = [(variant, pipeline) for pipeline in (A, B) for variant in Variant]
+
+
+@pytest.mark.parametrize(("variant", "pipeline"), COMBINATIONS)
+def test_every_variant_trains_in_both_pipelines(bench: Bench, variant: Variant, pipeline: Pipeline) -> None:
+    spec = tiny_spec(variant, pipeline, steps=3)
+    reporter, run, outcome = bench.train(spec)
+    assert outcome.state.step == 3
+    losses = reporter.series("loss")
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) for loss in losses)
+    terms = {term.type for term in spec.objective}
+    metrics = reporter.of_type(Metrics)[0].values
+    assert {name.removeprefix("loss/") for name in metrics if name.startswith("loss/")} == terms
+    assert metrics["loss"] == pytest.approx(sum(metrics[f"loss/{term}"] for term in terms), rel=1e-5)
+    assert 0 < metrics["mask_rate"] < 1
+    assert ("lambda" in metrics) == (variant is Variant.TIDE_SHARED)
+    assert {"gradient_norm", "learning_rate", "tokens_per_second", "teacher_wait_seconds"} <= set(metrics)
+    asked = run.transport.statistics().requests  # type: ignore[union-attr]
+    assert (asked > 0) == needs_teacher(spec.objective)
+
+
+@pytest.mark.parametrize(("variant", "pipeline"), [c for c in COMBINATIONS if c[0] is not Variant.NONE])
+def test_the_teachers_term_moves_the_student(bench: Bench, variant: Variant, pipeline: Pipeline) -> None:
+    """With the cross-entropy at weight 0 only the teacher can have changed the weights."""
+    named = tiny_spec(variant, pipeline)
+    terms = [
+        term.model_copy(update={"weight": 0.0 if term.type == "cross_entropy" else 1.0})
+        for term in named.objective
+    ]
+    spec = tiny_spec(terms, pipeline, steps=2, teacher_context=named.teacher_context)
+    reporter, run, _ = bench.train(spec)
+    assert reporter.series("gradient_norm")[0] > 1e-6
+    before = tiny_student().layers[0].state_dict()
+    after = run.student.layers[0].state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("pipeline", [A, B])
+def test_the_control_sees_the_same_masks(bench: Bench, pipeline: Pipeline) -> None:
+    rates = []
+    for number, variant in enumerate(Variant):
+        reporter, _, _ = bench.train(tiny_spec(variant, pipeline, steps=3), name=f"run-{number}")
+        rates.append(reporter.series("mask_rate"))
+    assert all(rate == rates[0] for rate in rates)
+
+
+def test_training_without_a_teacher_learns(bench: Bench) -> None:
+    samples = tiny_samples(A, 4)
+    reporter, _, _ = bench.train(tiny_spec(Variant.NONE, A, steps=100), samples=samples)
+    losses = reporter.series("loss")
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+@pytest.mark.parametrize(("variant", "pipeline"), COMBINATIONS)
+def test_micro_batches_do_not_change_the_losses(bench: Bench, variant: Variant, pipeline: Pipeline) -> None:
+    whole, _, _ = bench.train(tiny_spec(variant, pipeline, steps=3, micro=4), name="whole")
+    cut, _, _ = bench.train(tiny_spec(variant, pipeline, steps=3, micro=1), name="cut")
+    assert cut.series("loss") == pytest.approx(whole.series("loss"), rel=1e-4)
+    assert cut.series("gradient_norm") == pytest.approx(whole.series("gradient_norm"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "pipeline"),
+    [(Variant.NONE, A), (Variant.NONE, B), (Variant.TIDE_CROSS, A), (Variant.TIDE_SHARED, B)],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    bench: Bench, variant: Variant, pipeline: Pipeline
+) -> None:
+    """To the bit without a teacher; a teacher's rounding depends on which requests share a forward."""
+    spec = tiny_spec(variant, pipeline, steps=6, every=3)
+    whole, finished, _ = bench.train(spec, name="whole")
+
+    class Interrupted(RecordingReporter):
+        def send(self, body: object) -> None:
+            super().send(body)  # type: ignore[arg-type]
+            if isinstance(body, Metrics) and body.step == 5:
+                raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        bench.train(spec, name="broken", reporter=Interrupted())
+    # Fresh weights: everything must come from the saved state.
+    again, resumed, _ = bench.train(spec, name="broken", student=tiny_student(seed=99))
+    assert [m.step for m in again.of_type(Metrics)] == [4, 5, 6]
+    tolerance = 0.0 if variant is Variant.NONE else 1e-5
+    assert again.series("loss") == pytest.approx(whole.series("loss")[3:], rel=tolerance, abs=0.0)
+    for name, weight in finished.student.state_dict().items():
+        torch.testing.assert_close(
+            weight, resumed.student.state_dict()[name], rtol=0.0, atol=100 * tolerance, msg=name
+        )
+
+
+def test_a_wish_to_stop_saves_and_ends(bench: Bench) -> None:
+    class Stopping(RecordingReporter):
+        def send(self, body: object) -> None:
+            super().send(body)  # type: ignore[arg-type]
+            if isinstance(body, Metrics) and body.step == 2:
+                self.request_stop()
+
+    spec = tiny_spec(Variant.NONE, A, steps=50)
+    reporter, _, outcome = bench.train(spec, reporter=Stopping())
+    assert outcome.is_stopped
+    assert outcome.state.step == 2
+    assert [saved.step for saved in reporter.of_type(CheckpointSaved)] == [2]
+    again, _, rest = bench.train(spec, student=tiny_student(seed=1))
+    assert again.of_type(Metrics)[0].step == 3
+    assert not rest.is_stopped
+
+
+def test_only_the_newest_states_are_kept(bench: Bench) -> None:
+    reporter, run, _ = bench.train(tiny_spec(Variant.NONE, A, steps=8, every=2))
+    assert [saved.step for saved in reporter.of_type(CheckpointSaved)] == [2, 4, 6, 8]
+    assert [gone.step for gone in reporter.of_type(CheckpointDeleted)] == [2, 4]
+    assert [saved.step for saved in run.store.saved()] == [6, 8]
+
+
+def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_state(bench: Bench) -> None:
+    spec = tiny_spec(Variant.NONE, A, steps=6, every=2)
+
+    class Poisoning(RecordingReporter):
+        student = tiny_student()
+
+        def send(self, body: object) -> None:
+            super().send(body)  # type: ignore[arg-type]
+            if isinstance(body, Metrics) and body.step == 3:
+                with torch.no_grad():
+                    self.student.norm.weight.fill_(float("nan"))
+
+    poisoning = Poisoning()
+    run = bench.run(spec, student=poisoning.student, reporter=poisoning)
+    with pytest.raises(NonFiniteError, match="Step 3") as caught:
+        train(run)
+    assert caught.value.code == "non_finite_loss"
+    assert [saved.step for saved in run.store.saved()] == [2]
+    student = tiny_student()
+    state = run.store.restore(student, torch.optim.AdamW(student.parameters()), run.spec_digest)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_the_states_of_another_spec_are_refused(bench: Bench) -> None:
+    bench.train(tiny_spec(Variant.NONE, A, steps=2))
+    with pytest.raises(CheckpointError) as caught:
+        bench.train(tiny_spec(Variant.NONE, A, steps=3))
+    assert caught.value.code == "foreign_checkpoint"
+
+
+def test_a_damaged_state_is_passed_over(bench: Bench) -> None:
+    spec = tiny_spec(Variant.NONE, A, steps=6, every=2)
+    whole, run, _ = bench.train(spec)
+    last = Path(run.store.saved()[-1].location)
+    content = bytearray((last / "model.safetensors").read_bytes())
+    content[:8] = b"\xff" * 8
+    (last / "model.safetensors").write_bytes(content)
+    again, _, _ = bench.train(spec)
+    assert [m.step for m in again.of_type(Metrics)] == [5, 6]
+    assert again.series("loss") == whole.series("loss")[4:]
+
+
+def test_comp_demo_asks_about_every_masked_token_once(bench: Bench) -> None:
+    spec = tiny_spec(Variant.TIDE_SHARED, B, steps=1)
+    assert isinstance(spec.teacher_context, CompDemoContext)
+    _, run, _ = bench.train(spec)
+    assert run.recipe.split == spec.teacher_context.ratio
+    assert run.recipe.block_size == BLOCK
+
+
+def test_progress_ends_at_the_last_step(bench: Bench) -> None:
+    reporter, _, _ = bench.train(tiny_spec(Variant.NONE, A, steps=3))
+    last = reporter.of_type(Progress)[-1]
+    assert (last.completed, last.total, last.eta_seconds) == (3, 3, 0.0)

@@ -1,0 +1,95 @@
+"""Entry of every Ray job: `python -m workers.main`.
+
+Asks the control plane what to do, does that phase, and says how it ended. Each phase speaks for itself while
+it works (see `workers.reporting`); here only the last word is said.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from tide_core.contracts.errors import InvalidInputError, RetryableScoreError, TideError
+from tide_core.contracts.reporting import AnyReport, AttemptBrief, Failed, Finished
+from tide_core.contracts.states import Phase
+from workers.reporting.client import HttpReporter
+from workers.reporting.control import AttemptFencedError, ControlPlane
+
+log = structlog.get_logger(__name__)
+
+CLOSING_SECONDS = 120.0
+RETRYABLE = (RetryableScoreError,)
+
+PhaseFunction = Callable[[AttemptBrief], dict[str, Any]]
+
+
+def main() -> int:
+    """Run the phase of this Ray job; the exit code says whether it ended well."""
+    try:
+        control = ControlPlane.from_environment()
+        brief = control.fetch_brief()
+        control.close()
+    except InvalidInputError as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    except AttemptFencedError as error:
+        log.warning("attempt.fenced", reason=error.message)
+        return 1
+    structlog.contextvars.bind_contextvars(
+        job_id=brief.job_id, attempt=brief.attempt, phase=brief.phase.value
+    )
+    last_word = run_phase(brief, phase_function(brief.phase))
+    say(last_word)
+    return 0 if isinstance(last_word, Finished) else 1
+
+
+def phase_function(phase: Phase) -> PhaseFunction:
+    """What does the work of a phase; imported when it is needed, since start-up time counts."""
+    match phase:
+        case Phase.PREPARE:
+            from workers.preparation.driver import run_preparation
+
+            return run_preparation
+        case Phase.TRAIN:
+            from workers.student.driver import run_training
+
+            return run_training
+        case Phase.EVALUATE:
+            from workers.evaluation.driver import run_evaluation
+
+            return run_evaluation
+
+
+def run_phase(brief: AttemptBrief, function: PhaseFunction) -> Finished | Failed:
+    """The phase's outcome; traces go to the job's log and never to users."""
+    try:
+        return Finished(result=function(brief))
+    except TideError as error:
+        log.error("phase.failed", code=error.code, param=error.param, reason=error.message, exc_info=True)
+        return Failed(code=error.code, message=error.message, retryable=isinstance(error, RETRYABLE))
+    except Exception as error:
+        log.error("phase.crashed", kind=type(error).__name__, exc_info=True)
+        return Failed(
+            code="internal_error",
+            message="The worker met an unexpected error; the job's log has the details.",
+            retryable=True,
+        )
+
+
+def say(last_word: AnyReport) -> None:
+    """Deliver the last report. The brief is fetched anew: the phase has used up sequence numbers."""
+    try:
+        control = ControlPlane.from_environment()
+        with HttpReporter(control, control.fetch_brief()) as reporter:
+            reporter.send(last_word)
+            if not reporter.flush(CLOSING_SECONDS):
+                log.error("phase.unheard", report=last_word.model_dump(mode="json"))
+    except TideError as error:
+        log.error("phase.unheard", reason=error.message, report=last_word.model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""The training loop. Read `train` from top to bottom: it is the whole of a run on one trainer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.objective import TIDAL_TERMS
+from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics
+from tide_core.contracts.states import Phase
+from tide_core.data.batches import BatchPlan, micro_batches
+from tide_core.models.student import BlockDiffusionStudent
+from tide_core.objective import Normalisers, Objective
+from tide_core.schedules.adaptive import advance
+from tide_core.schedules.tidal import tidal_lambda
+from workers.reporting.reporter import ProgressMeter, Reporter
+from workers.scores.prefetcher import AnsweredStep, Prefetcher
+from workers.scores.transport import ScoreTransport
+from workers.student.checkpoint import CheckpointStore, TrainingState
+from workers.student.collective import Collective
+from workers.student.feed import MicroBatch, Recipe, collate, draw, noise_schedule
+from workers.student.schedule import learning_rate, total_steps, training_progress
+from workers.student.step import (
+    Progress,
+    ShareOfLoss,
+    Stepper,
+    StepResult,
+    Stopwatch,
+    build_optimizer,
+    part_names,
+)
+from workers.student.stream import DrawnStep, answers_of, asked_steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that training needs, whoever set it up.
+
+    Attributes:
+        spec: the resolved job.
+        spec_digest: names spec and data; a checkpoint of another digest is refused.
+        recipe: what decides each micro-batch.
+        plan: which samples make up each step.
+        student: on its device, weights in float32.
+        shared_vocab: ids that mean the same to teacher and student (pipeline B).
+        teacher_head: the teacher's LM head on the student's device, when hidden states are asked for.
+        transport: the way to the teacher, when a term asks it.
+        collective: this trainer among its fellows.
+        reporter: on trainer 0; None elsewhere.
+        store: where states are saved.
+        autocast: dtype of the forward pass, None for the weights' own.
+    """
+
+    spec: ResolvedJobSpec
+    spec_digest: str
+    recipe: Recipe
+    plan: BatchPlan
+    student: BlockDiffusionStudent
+    shared_vocab: int
+    teacher_head: Tensor | None
+    transport: ScoreTransport | None
+    collective: Collective
+    reporter: Reporter | None
+    store: CheckpointStore
+    autocast: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: after which step, and whether because it was asked to stop."""
+
+    state: TrainingState
+    is_stopped: bool
+
+
+def train(run: Run) -> Outcome:
+    """Train from the last saved state, or from the start, to the end or to a wish to stop.
+
+    Raises:
+        NonFiniteError: ``non_finite_loss``; the states saved before stay as they are.
+        ScoreError: the teacher could not answer within its deadline.
+    """
+    hyper = run.spec.hyperparameters
+    total = total_steps(hyper, run.plan.visits_per_epoch)
+    optimizer = build_optimizer(
+        run.student,
+        betas=(hyper.adam_beta1, hyper.adam_beta2),
+        epsilon=hyper.adam_epsilon,
+        weight_decay=hyper.weight_decay,
+    )
+    state = run.store.restore(run.student, optimizer, run.spec_digest)
+    state = state or TrainingState(0, total, run.spec_digest)
+    run.student.train()
+    stepper = _stepper(run, optimizer)
+    journal = _Journal(run, total)
+    is_stopping = False
+
+    def drawn(number: int) -> list[MicroBatch]:
+        return _micro_batches(run, number)
+
+    steps = asked_steps(drawn, range(state.step, total))
+    journal.start(state)
+    with Prefetcher(run.transport, steps, run.spec.resources.prefetch_steps) as prefetched:
+        for answered in prefetched:
+            counts, is_stopping = _agree(answered.payload, run)
+            if is_stopping:
+                break
+            number = answered.payload.number
+            progress = Progress(training_progress(number, total), state.adaptive.progress)
+            rate = learning_rate(number, total, hyper)
+            result = stepper.step(
+                answered.payload.batches,
+                answers_of(answered),
+                counts,
+                progress=progress,
+                learning_rate=rate,
+                number=number,
+            )
+            state = _advanced(state, result, total)
+            journal.record(state, answered, result, progress, rate)
+            if state.step % run.spec.checkpoints.every_steps == 0 and state.step < total:
+                _save(run, optimizer, state)
+    _save(run, optimizer, state)
+    return Outcome(state, is_stopping)
+
+
+def _stepper(run: Run, optimizer: torch.optim.Optimizer) -> Stepper:
+    objective = Objective(
+        run.spec.objective, noise_schedule(run.spec), allow_unsupported=run.spec.allow_unsupported
+    )
+    run.student.activation_checkpointing = run.spec.hyperparameters.activation_checkpointing
+    return Stepper(
+        ShareOfLoss(run.student, objective, run.autocast),
+        optimizer,
+        run.collective,
+        part_names=part_names(run.spec.objective),
+        clip_norm=run.spec.hyperparameters.gradient_clip_norm,
+        asks_teacher=run.recipe.want is not None,
+        teacher_head=run.teacher_head,
+    )
+
+
+def _micro_batches(run: Run, number: int) -> list[MicroBatch]:
+    """This trainer's part of a step, drawn and laid out."""
+    visits = run.plan.worker_share(number, run.collective.rank, run.collective.size)
+    if not visits:
+        raise InvalidInputError(
+            f"A global batch of {run.plan.global_batch_size} sequences leaves nothing to do for one of "
+            f"{run.collective.size} workers: raise hyperparameters.global_batch_size.",
+            param="hyperparameters.global_batch_size",
+        )
+    return [
+        collate(
+            [draw(visit.sample, visit.epoch, run.recipe) for visit in group],
+            run.recipe,
+            mask_token_id=run.student.mask_token_id,
+            shared_vocab=run.shared_vocab,
+        )
+        for group in micro_batches(visits, run.spec.hyperparameters.micro_batch_size)
+    ]
+
+
+def _agree(step: DrawnStep, run: Run) -> tuple[Normalisers, bool]:
+    """The step's normalisers over all trainers, and whether any of them was asked to stop."""
+    own = [batch.counts for batch in step.batches]
+    wish = run.reporter is not None and run.reporter.stop_requested
+    *sums, wishes = run.collective.sum(
+        [
+            sum(counts.maskable_tokens for counts in own),
+            sum(counts.masked_positions for counts in own),
+            sum(counts.active_chunks for counts in own),
+            sum(counts.sequences for counts in own),
+            float(wish),
+        ]
+    )
+    return Normalisers(*(round(value) for value in sums)), wishes > 0
+
+
+def _advanced(state: TrainingState, result: StepResult, total: int) -> TrainingState:
+    """The state after a step; TAID's progress follows the loss that all trainers share."""
+    step = state.step + 1
+    adaptive = advance(state.adaptive, result.total, linear_progress=min(1.0, step / total))
+    return replace(state, step=step, adaptive=adaptive)
+
+
+def _save(run: Run, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    """Trainer 0 writes the state; the others meet it again at the next sum."""
+    if run.reporter is None:
+        return
+    saved = run.store.save(run.student, optimizer, state)
+    run.reporter.send(CheckpointSaved(step=saved.step, location=saved.location, bytes=saved.bytes))
+    for old in run.store.prune():
+        run.reporter.send(CheckpointDeleted(step=old.step, location=old.location))
+
+
+class _Journal:
+    """Turns steps into metrics and progress, on trainer 0."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._run = run
+        self._total = total
+        self._watch = Stopwatch()
+        self._meter = (
+            ProgressMeter(run.reporter, Phase.TRAIN, "training", total) if run.reporter is not None else None
+        )
+
+    def start(self, state: TrainingState) -> None:
+        """Say where training begins, and start the clock of the first step."""
+        if self._meter is not None:
+            self._meter.update(state.step)
+        self._watch.lap()
+
+    def record(
+        self,
+        state: TrainingState,
+        step: AnsweredStep[DrawnStep],
+        result: StepResult,
+        progress: Progress,
+        rate: float,
+    ) -> None:
+        """Report one step."""
+        seconds = self._watch.lap()
+        if self._run.reporter is None or self._meter is None:
+            return
+        counts = result.counts
+        values = {
+            "loss": result.total,
+            **{f"loss/{name}": value for name, value in result.parts.items()},
+            "mask_rate": counts.masked_positions / max(1, counts.maskable_tokens),
+            "gradient_norm": result.gradient_norm,
+            "learning_rate": rate,
+            "step_seconds": seconds,
+            "tokens_per_second": result.tokens / max(seconds, 1e-9),
+            "teacher_wait_seconds": step.teacher_wait_seconds,
+            "feed_wait_seconds": step.feed_wait_seconds,
+        }
+        trust = self._mean_lambda(step.payload, progress)
+        if trust is not None:
+            values["lambda"] = trust
+        self._run.reporter.send(Metrics(step=state.step, values=values))
+        self._meter.update(state.step)
+
+    def _mean_lambda(self, step: DrawnStep, progress: Progress) -> float | None:
+        """Mean of ``lambda_t`` over this trainer's sequences, of the first TIDAL term."""
+        schedules = [term.schedule for term in self._run.spec.objective if isinstance(term, TIDAL_TERMS)]
+        if not schedules:
+            return None
+        chosen = schedules[0]
+        is_adaptive = chosen.growth == "adaptive"
+        shares = tidal_lambda(
+            progress.adaptive if is_adaptive else progress.linear,
+            torch.cat([batch.t for batch in step.batches]),
+            lambda_init=chosen.lambda_init,
+            lambda_max=chosen.lambda_max,
+            growth="linear" if chosen.growth == "adaptive" else chosen.growth,
+            axes=chosen.axes,
+        )
+        return float(shares.mean())
+
+
+def spec_digest(spec: ResolvedJobSpec, prepared: str) -> str:
+    """Names what a training state belongs to: the spec, less labels and placement, and the prepared data."""
+    parts = spec.model_dump_json(exclude={"name", "metadata", "resources", "evaluation", "checkpoints"})
+    return hashlib.blake2b(f"{parts}\n{prepared}".encode(), digest_size=16).hexdigest()
