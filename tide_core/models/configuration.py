@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
@@ -45,6 +45,9 @@ SILENT_FIELDS = frozenset(
         "use_sliding_window",
     }
 )
+
+
+ConfigT = TypeVar("ConfigT", bound="DecoderConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ class DecoderConfig:
         raise NotImplementedError
 
     @classmethod
-    def from_json(cls, payload: dict[str, Any]) -> Self:
+    def from_json(cls: type[ConfigT], payload: dict[str, Any]) -> ConfigT:
         """The configuration in a ``config.json``'s fields; unknown fields are logged and left.
 
         Raises:

@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
-from tide_core.models.configuration import DecoderConfig
+from tide_core.models.configuration import ConfigT, DecoderConfig
 from tide_core.models.decoder import Decoder
 from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
 
@@ -55,7 +55,7 @@ class DenseConfig(DecoderConfig):
         )
 
     @classmethod
-    def from_json(cls, payload: dict[str, Any]) -> Self:
+    def from_json(cls: type[ConfigT], payload: dict[str, Any]) -> ConfigT:
         return super().from_json({**payload, **_family_switches(payload)})
 
     def to_json(self) -> dict[str, Any]:

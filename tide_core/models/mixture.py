@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +42,7 @@ class Router(nn.Module):
         # Moved by load balancing, never by a gradient; kept in float32 whatever the model's dtype.
         self.expert_bias = nn.Parameter(torch.empty(rule.experts), requires_grad=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         # Called by ``to``, ``half``, ``to_empty`` and their like.
         kept = self.expert_bias.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

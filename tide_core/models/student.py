@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class BlockDiffusionStudent(DenseDecoder):
         *,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
-    ) -> Self:
+    ) -> BlockDiffusionStudent:
         """A student with the weights of a causal Qwen3, Qwen2 or Llama folder (or of a student's), unchanged.
 
         Raises:
@@ -72,7 +72,7 @@ class BlockDiffusionStudent(DenseDecoder):
             )
         return cls._filled(config, decoder.checkpoint_tensors(), decoder)
 
-    def with_vocabulary(self, vocab_size: int) -> Self:
+    def with_vocabulary(self, vocab_size: int) -> BlockDiffusionStudent:
         """A copy with a larger vocabulary: new rows of embedding and head are the mean of the old ones.
 
         Raises:
@@ -109,7 +109,9 @@ class BlockDiffusionStudent(DenseDecoder):
             (path / CARD_NAME).write_text(render_card(card, self.config.model_type), encoding="utf-8")
 
     @classmethod
-    def _filled(cls, config: DenseConfig, sources: Mapping[str, Tensor], like: DenseDecoder) -> Self:
+    def _filled(
+        cls, config: DenseConfig, sources: Mapping[str, Tensor], like: DenseDecoder
+    ) -> BlockDiffusionStudent:
         student = cls._empty(config, like.dtype, like.device)
         with torch.no_grad():
             for key, tensor in student.checkpoint_tensors().items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Int
@@ -37,7 +36,7 @@ class Canvas:
     def blocks(self) -> int:
         return self.ids.shape[1] // self.block_size
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Canvas:
         """The same canvas on a device."""
         names = ("ids", "is_masked", "is_answer", "is_real")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
