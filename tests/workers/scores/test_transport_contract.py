@@ -1,0 +1,183 @@
+"""What every transport must do, checked over the local one and over real Ray Serve."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tide_core.contracts.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    RetryableScoreError,
+    ScoreError,
+)
+from tide_core.contracts.scores import Layout, ScoreRequest, Want
+from tide_core.contracts.teacher import TeacherLease, TeacherPool
+from workers.scores.local_transport import LocalTransport
+from workers.scores.prefetcher import AskedStep, Prefetcher
+from workers.scores.retrying import RetryPolicy
+from workers.scores.serve_transport import ServeTransport
+from workers.scores.transport import ScoreTransport
+from workers.teachers.loading import LoadedTeacher
+
+pytestmark = pytest.mark.timeout(180)
+Connect = Callable[..., ScoreTransport]
+
+
+@pytest.fixture(params=["local", pytest.param("serve", marks=pytest.mark.ray)])
+def connect(
+    request: pytest.FixtureRequest, pools: dict[str, TeacherPool], loaded: dict[str, LoadedTeacher]
+) -> Iterator[Connect]:
+    """Opens a transport to a pool by its architecture."""
+    is_local = request.param == "local"
+    if not is_local:
+        request.getfixturevalue("serving")
+    opened: list[ScoreTransport] = []
+
+    def connect(architecture: str = "llada2_moe", fingerprint: str | None = None) -> ScoreTransport:
+        if is_local:
+            teacher = loaded[architecture]
+            opened.append(LocalTransport(teacher.engine, teacher.description, fingerprint=fingerprint))
+        else:
+            lease = TeacherLease(application=pools[architecture].application, fingerprint=fingerprint)
+            opened.append(ServeTransport(lease))
+        return opened[-1]
+
+    yield connect
+    for transport in opened:
+        transport.close()
+
+
+def request_of(
+    lengths: list[int],
+    layout: Layout = Layout.BIDIRECTIONAL,
+    want: Want = Want.TARGET_LOG_PROB,
+    *,
+    seed: int = 0,
+    job_id: str = "job",
+) -> ScoreRequest:
+    draws = np.random.default_rng(seed)
+    total = sum(lengths)
+    return ScoreRequest(
+        draws.integers(0, 256, total).astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        draws.integers(0, 3, total).astype(np.uint8),
+        layout,
+        want,
+        block_size=8,
+        job_id=job_id,
+    )
+
+
+def as_numbers(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("architecture", ["llada2_moe", "wedlm"])
+def test_it_answers_as_the_engine_does(
+    connect: Connect, loaded: dict[str, LoadedTeacher], architecture: str
+) -> None:
+    transport = connect(architecture)
+    assert transport.describe() == loaded[architecture].description
+    for layout in Layout:
+        for want in Want:
+            request = request_of([9, 40, 17], layout, want)
+            expected = loaded[architecture].engine.submit(request).result(30).values
+            response = transport.submit(request).result(60)
+            assert response.values.dtype == expected.dtype
+            np.testing.assert_allclose(
+                as_numbers(response.values), as_numbers(expected), rtol=2**-7, atol=1e-5
+            )
+            assert response.fingerprint == loaded[architecture].description.fingerprint
+            assert response.compute_seconds > 0
+
+
+def test_two_jobs_at_once_get_their_own_answers(connect: Connect, loaded: dict[str, LoadedTeacher]) -> None:
+    jobs = {name: connect("llada2_moe") for name in ("first", "second")}
+    asked = [
+        (name, request_of([16 + seed, 24], seed=seed, job_id=name)) for seed in range(8) for name in jobs
+    ]
+    futures = [jobs[name].submit(request) for name, request in asked]
+    for (_, request), future in zip(asked, futures, strict=True):
+        expected = loaded["llada2_moe"].engine.submit(request).result(30).values
+        np.testing.assert_allclose(future.result(60).values, expected, atol=1e-5)
+
+
+def test_it_feeds_a_prefetcher(connect: Connect) -> None:
+    asked = (AskedStep(seed, [request_of([12, 20], seed=seed)]) for seed in range(6))
+    with Prefetcher(connect(), asked, depth=2) as prefetcher:
+        for number, step in enumerate(prefetcher):
+            assert step.payload == number
+            assert step.responses[0].values.size == int((request_of([12, 20], seed=number).groups > 0).sum())
+
+
+def test_the_teachers_own_errors_come_through(connect: Connect) -> None:
+    request = request_of([8])
+    with pytest.raises(InvalidInputError, match="9999") as caught:
+        connect().submit(replace(request, token_ids=np.full(8, 9999, np.int32))).result(60)
+    assert (caught.value.code, caught.value.param) == ("invalid_input", "token_ids")
+
+
+def test_another_teacher_than_the_leases_is_refused(connect: Connect) -> None:
+    with pytest.raises(FingerprintMismatchError):
+        connect(fingerprint="somebody else").submit(request_of([8])).result(60)
+    transport = connect("llada2_moe")
+    description = transport.describe()
+    assert connect("llada2_moe", description.fingerprint).submit(request_of([8])).result(60) is not None
+
+
+def test_a_closed_transport_refuses(connect: Connect) -> None:
+    transport = connect()
+    transport.close()
+    with pytest.raises(ScoreError):
+        transport.submit(request_of([8]))
+
+
+@pytest.mark.ray
+def test_a_pool_that_is_not_there_is_waited_for_until_the_deadline(serving: None) -> None:
+    transport = ServeTransport(
+        TeacherLease(application="teacher-none"), policy=RetryPolicy(deadline_seconds=0.5)
+    )
+    with pytest.raises(RetryableScoreError, match="teacher-none") as caught:
+        transport.submit(request_of([8])).result(30)
+    assert caught.value.code == "score_deadline"
+
+
+@pytest.mark.ray
+def test_the_answer_carries_four_bytes_or_one_hidden_state_a_masked_token(
+    serving: None, pools: dict[str, TeacherPool]
+) -> None:
+    from ray import cloudpickle
+
+    transport = ServeTransport(TeacherLease(application=pools["llada2_moe"].application))
+    request = request_of([256] * 32)
+    masked = int(request.masked_counts.sum())
+    width = transport.describe().hidden_size
+    for want, bytes_each in ((Want.TARGET_LOG_PROB, 4), (Want.HIDDEN, 2 * width)):
+        response = transport.submit(replace(request, want=want)).result(60)
+        buffers: list[object] = []
+        head = cloudpickle.dumps(response, protocol=5, buffer_callback=buffers.append)
+        total = len(head) + sum(memoryview(buffer).nbytes for buffer in buffers)  # type: ignore[arg-type]
+        assert total <= 1.05 * bytes_each * masked
+    transport.close()
+
+
+@pytest.mark.ray
+def test_a_replica_that_dies_is_replaced_under_the_askers_feet(
+    serving: None, pools: dict[str, TeacherPool], loaded: dict[str, LoadedTeacher]
+) -> None:
+    import ray
+
+    application = pools["wedlm"].application
+    transport = ServeTransport(TeacherLease(application=application), policy=RetryPolicy(deadline_seconds=60))
+    transport.describe()
+    names = [each for each in ray.util.list_named_actors(all_namespaces=True) if application in each["name"]]
+    assert len(names) == 1
+    ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))
+    time.sleep(0.2)
+    request = request_of([30, 12])
+    expected = loaded["wedlm"].engine.submit(request).result(30).values
+    np.testing.assert_allclose(transport.submit(request).result(90).values, expected, atol=1e-5)
+    transport.close()
