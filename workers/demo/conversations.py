@@ -116,7 +116,9 @@ def content_hash(rows: Iterable[Row]) -> str:
 
 
 def write_corpus(folder: Path, counts: dict[Split, RowCounts], seed: int) -> dict[str, object]:
-    """Write `<split>.jsonl` for every split and `corpus.json` with counts, content hashes and the licence.
+    """Write the rows of every split, and `corpus.json` with counts, content hashes and the licence.
+
+    `<split>.jsonl` holds all rows, `<split>_tasks.jsonl` those with one right answer.
 
     Args:
         folder: made when it does not exist.
@@ -131,8 +133,8 @@ def write_corpus(folder: Path, counts: dict[Split, RowCounts], seed: int) -> dic
     splits: dict[str, object] = {}
     for split, wanted in counts.items():
         rows = draw_rows(functions, split, wanted, seed)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        _write_rows(folder / f"{split}.jsonl", rows)
+        _write_rows(folder / f"{split}_tasks.jsonl", [row for row in rows if row["exact"]])
         splits[split] = {
             "rows": len(rows),
             "exact": sum(row["exact"] for row in rows),
@@ -141,6 +143,11 @@ def write_corpus(folder: Path, counts: dict[Split, RowCounts], seed: int) -> dic
     manifest: dict[str, object] = {"seed": seed, "documentation_licence": LICENCE, "splits": splits}
     (folder / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 _TOKENIZER_TASKS = 8000
