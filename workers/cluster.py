@@ -1,0 +1,61 @@
+"""The few things that the phases ask of Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from tide_core.contracts.errors import TideError
+from tide_core.contracts.job import Resources
+
+
+def connect() -> None:
+    """Join the cluster that this Ray job runs on (once a process)."""
+    import ray
+
+    if not ray.is_initialized():
+        # A Ray job has RAY_ADDRESS in its environment; elsewhere a local cluster is started.
+        ray.init(log_to_driver=True, logging_level=logging.WARNING, configure_logging=False)
+
+
+def own_error(error: BaseException) -> TideError | None:
+    """The error of ours that Ray wrapped, or None when there is none."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, TideError):
+            return current
+        failures = getattr(current, "worker_failures", None) or {}
+        waiting += [*failures.values(), getattr(current, "cause", None), current.__cause__]
+    return None
+
+
+def worker_threads(resources: Resources) -> int:
+    """Intra-op threads of one trainer."""
+    return resources.threads_per_worker or max(1, int(resources.cpus_per_worker))
+
+
+def worker_resources(resources: Resources) -> dict[str, float]:
+    """What one trainer takes of the cluster, in Ray's names."""
+    wanted = {"CPU": resources.cpus_per_worker}
+    return wanted | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+
+
+def worker_environment(threads: int) -> dict[str, Any]:
+    """Runtime environment of a process that computes: its threads, and malloc that keeps its memory.
+
+    On a CPU a quarter of a step is page faults when freed tensors go back to the system each time.
+    """
+    return {
+        "env_vars": {
+            "OMP_NUM_THREADS": str(threads),
+            "MALLOC_MMAP_MAX_": os.environ.get("MALLOC_MMAP_MAX_", "0"),
+            "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", "4294967296"),
+            "MALLOC_TOP_PAD_": os.environ.get("MALLOC_TOP_PAD_", "67108864"),
+        }
+    }

@@ -1,0 +1,201 @@
+"""One trainer: loads what training needs, trains, and on rank 0 exports. Runs in a Ray Train worker."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+
+from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.job import Hyperparameters, ResolvedJobSpec
+from tide_core.contracts.objective import Pipeline
+from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Note
+from tide_core.data.batches import BatchPlan
+from tide_core.data.shards import PreparedDataset
+from tide_core.models.loading import lm_head_weight
+from tide_core.models.student import BlockDiffusionStudent
+from workers.cluster import worker_threads
+from workers.preparation.location import open_prepared
+from workers.reporting.client import HttpReporter
+from workers.reporting.control import ControlPlane
+from workers.reporting.reporter import Reporter
+from workers.scores.serve_transport import ServeTransport
+from workers.scores.transport import ScoreTransport
+from workers.storage import materialise_model
+from workers.student.checkpoint import CheckpointStore
+from workers.student.collective import Alone, Collective, ProcessGroup
+from workers.student.export import export_student, model_card
+from workers.student.feed import recipe_for
+from workers.student.initial import initial_location
+from workers.student.loop import Outcome, Run, spec_digest, train
+from workers.student.manifest import write_manifest
+
+log = structlog.get_logger(__name__)
+
+
+def train_on_worker(config: dict[str, str]) -> dict[str, Any] | None:
+    """What Ray Train calls on every trainer; rank 0 gives the result of the phase."""
+    import ray.train
+    import ray.train.torch
+
+    brief = AttemptBrief.model_validate_json(config["brief"])
+    torch.set_num_threads(worker_threads(brief.spec.resources))
+    device = ray.train.torch.get_device()
+    size = ray.train.get_context().get_world_size()
+    collective: Collective = ProcessGroup(device) if size > 1 else Alone()
+    with ExitStack() as stack:
+        reporter: Reporter | None = None
+        if collective.rank == 0:
+            reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
+        return run_trainer(brief, collective, device, reporter, _transport(brief, stack))
+
+
+def run_trainer(
+    brief: AttemptBrief,
+    collective: Collective,
+    device: torch.device,
+    reporter: Reporter | None,
+    transport: ScoreTransport | None,
+) -> dict[str, Any] | None:
+    """Train the job's student on this trainer; without Ray, so that tests may call it.
+
+    Args:
+        brief: the attempt, with prepared data.
+        collective: this trainer among its fellows.
+        device: where the student computes.
+        reporter: on rank 0 alone.
+        transport: the way to the teacher, when a term asks it.
+
+    Returns:
+        On rank 0 the phase's result, elsewhere None.
+    """
+    began = time.monotonic()
+    dataset = _dataset(brief)
+    initial = materialise_model(initial_location(brief.folder))
+    autocast = autocast_dtype(brief.spec.hyperparameters, device)
+    student = BlockDiffusionStudent.from_pretrained(initial, dtype=torch.float32, device=device)
+    fingerprint = _attested(transport, reporter)
+    head, shared = _teacher_side(brief.spec, dataset, student, autocast or torch.float32, transport)
+    run = Run(
+        spec=brief.spec,
+        spec_digest=spec_digest(brief.spec, dataset.manifest.content_hash),
+        recipe=recipe_for(brief.spec, job_id=brief.job_id, lease=brief.teacher),
+        plan=_plan(brief.spec, dataset),
+        student=student,
+        shared_vocab=shared,
+        teacher_head=head,
+        transport=transport,
+        collective=collective,
+        reporter=reporter,
+        store=CheckpointStore(f"{brief.folder}/checkpoints", brief.spec.checkpoints.keep),
+        autocast=autocast,
+    )
+    ready = time.monotonic()
+    log.info("training.ready", rank=collective.rank, device=str(device), seconds=ready - began)
+    outcome = train(run)
+    if reporter is None:
+        return None
+    return _conclude(brief, run, outcome, initial, reporter, fingerprint, time.monotonic() - ready)
+
+
+def _conclude(
+    brief: AttemptBrief,
+    run: Run,
+    outcome: Outcome,
+    initial: Path,
+    reporter: Reporter,
+    fingerprint: str | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Export, manifest and result, on rank 0; a run that was asked to stop only says so."""
+    steps = outcome.state.step
+    if outcome.is_stopped:
+        return {"stopped": True, "steps": steps}
+    location = f"{brief.folder}/model"
+    card = model_card(brief.spec, brief.job_id, steps=steps, teacher_fingerprint=fingerprint)
+    # In what it was trained in: the numbers beyond bfloat16 mean nothing when the forward never saw them.
+    student = run.student.to(run.autocast or torch.float32)
+    size = export_student(student, initial, location, card)
+    reporter.send(CheckpointSaved(step=steps, location=location, bytes=size, is_export=True))
+    facts = {
+        "training": {
+            "steps": steps,
+            "seconds_of_this_attempt": seconds,
+            "workers": run.collective.size,
+            "device": str(run.student.device),
+            "autocast": str(run.autocast).removeprefix("torch.") if run.autocast else "none",
+            "spec_digest": run.spec_digest,
+        },
+        "teacher_fingerprint": fingerprint,
+        "export": location,
+    }
+    write_manifest(brief, **facts)
+    return {"stopped": False, "steps": steps, "seconds": seconds, "export": location, "bytes": size}
+
+
+def autocast_dtype(hyper: Hyperparameters, device: torch.device) -> torch.dtype | None:
+    """dtype of the student's forward: bfloat16 where asked for, or where the device computes in it."""
+    match hyper.precision:
+        case "float32":
+            return None
+        case "bfloat16":
+            return torch.bfloat16
+        case "auto":
+            has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return torch.bfloat16 if has_bfloat16 else None
+
+
+def _dataset(brief: AttemptBrief) -> PreparedDataset:
+    if brief.prepared is None:
+        raise InvalidInputError(
+            "This attempt has no prepared data: the prepare phase comes first.", param="prepared"
+        )
+    return open_prepared(brief.prepared)
+
+
+def _plan(spec: ResolvedJobSpec, dataset: PreparedDataset) -> BatchPlan:
+    return BatchPlan(
+        dataset.train,
+        seed=spec.seed,
+        global_batch_size=spec.hyperparameters.global_batch_size,
+        weights=[source.weight for source in spec.data.sources],
+        rows=dataset.manifest.rows,
+    )
+
+
+def _transport(brief: AttemptBrief, stack: ExitStack) -> ScoreTransport | None:
+    if brief.teacher is None:
+        return None
+    transport = ServeTransport(brief.teacher)
+    stack.callback(transport.close)
+    return transport
+
+
+def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> str | None:
+    """Who the teacher is, before the first question; from here on no other one is believed."""
+    if transport is None:
+        return None
+    description = transport.describe()
+    if reporter is not None:
+        reporter.send(Note(code="teacher.attested", message=description.fingerprint))
+    return description.fingerprint
+
+
+def _teacher_side(
+    spec: ResolvedJobSpec,
+    dataset: PreparedDataset,
+    student: BlockDiffusionStudent,
+    dtype: torch.dtype,
+    transport: ScoreTransport | None,
+) -> tuple[Tensor | None, int]:
+    """The frozen head that turns hidden states into logits, and the ids that both sides share."""
+    if Pipeline(spec.pipeline) is not Pipeline.SHARED_TOKENIZER or transport is None:
+        return None, 0
+    folder = materialise_model(spec.teacher.model, spec.teacher.revision)
+    head = lm_head_weight(folder, dtype).to(student.device)
+    return head, min(dataset.manifest.shared_vocab, student.vocab_size, head.shape[0])
