@@ -154,17 +154,18 @@ def linear_reverse_kl(
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, target_ids: Tensor, slice_size: int) -> Tensor:
-        log_total = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=accumulation_dtype(hidden))
-        target_logits = torch.zeros_like(log_total)
+        running = RunningSoftmax(hidden)
+        target_logits = torch.zeros_like(running.log_total)
         for start, stop in vocabulary_slices(hidden.shape[0], head.shape[0], slice_size):
             logits = slice_logits(hidden, head, start, stop)
-            log_total = torch.logaddexp(log_total, logits.logsumexp(dim=1))
             is_here, column = _columns(target_ids, start, stop)
             found = logits.gather(1, column[:, None])[:, 0]
-            target_logits = torch.where(is_here, found, target_logits)
-        ctx.save_for_backward(hidden, head, target_ids, log_total)
+            target_logits = torch.where(is_here, found.double(), target_logits)
+            running.add(logits)
+        dtype = accumulation_dtype(hidden)
+        ctx.save_for_backward(hidden, head, target_ids, running.log_total.to(dtype))
         ctx.slice_size = slice_size
-        return target_logits - log_total
+        return (target_logits - running.log_total).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -186,21 +187,19 @@ class _TidalDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, frozen: FrozenSide, share: Tensor) -> Tensor:
         share = share.to(accumulation_dtype(hidden))
-        student_total = torch.full_like(share, float("-inf"))
-        target_total = torch.full_like(share, float("-inf"))
-        expected_gap = torch.zeros_like(share)
+        student_side, target_side = RunningSoftmax(hidden), RunningSoftmax(hidden)
         for start, stop in _slices(frozen):
             student, teacher = _scaled_pair(hidden, head, frozen, start, stop)
             gap = teacher.sub_(student)
-            target = torch.addcmul(student, gap, share[:, None])
-            student_total = torch.logaddexp(student_total, student.logsumexp(dim=1))
-            grown = torch.logaddexp(target_total, target.logsumexp(dim=1))
-            here = target.sub_(grown[:, None]).exp_().mul_(gap).sum(dim=1)
-            expected_gap = expected_gap * (target_total - grown).exp() + here
-            target_total = grown
-        ctx.save_for_backward(hidden, head, share, student_total, target_total)
+            target_side.add(torch.addcmul(student, gap, share[:, None]), gap)
+            student_side.add(student)
+        student_total, target_total = student_side.log_total, target_side.log_total
+        ctx.save_for_backward(
+            hidden, head, share, student_total.to(share.dtype), target_total.to(share.dtype)
+        )
         ctx.frozen = frozen
-        return frozen.temperature**2 * (share * expected_gap - target_total + student_total)
+        divergence = share * target_side.expected - (target_total - student_total)
+        return (frozen.temperature**2 * divergence).to(share.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -221,20 +220,18 @@ class _ReverseDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, frozen: FrozenSide) -> Tensor:
-        student_total = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=accumulation_dtype(hidden))
-        teacher_total = student_total.clone()
-        expected_gap = torch.zeros_like(student_total)
+        student_side, teacher_side = RunningSoftmax(hidden), RunningSoftmax(hidden)
         for start, stop in _slices(frozen):
             student, teacher = _scaled_pair(hidden, head, frozen, start, stop)
-            teacher_total = torch.logaddexp(teacher_total, teacher.logsumexp(dim=1))
-            grown = torch.logaddexp(student_total, student.logsumexp(dim=1))
-            probs = (student - grown[:, None]).exp_()
-            expected_gap = expected_gap * (student_total - grown).exp()
-            expected_gap += probs.mul_(student.sub_(teacher)).sum(dim=1)
-            student_total = grown
-        ctx.save_for_backward(hidden, head, student_total, expected_gap)
+            gap = student - teacher
+            teacher_side.add(teacher)
+            student_side.add(student, gap)
+        dtype = accumulation_dtype(hidden)
+        student_total, expected_gap = student_side.log_total, student_side.expected
+        ctx.save_for_backward(hidden, head, student_total.to(dtype), expected_gap.to(dtype))
         ctx.frozen = frozen
-        return frozen.temperature**2 * (expected_gap - student_total + teacher_total)
+        divergence = expected_gap - (student_total - teacher_side.log_total)
+        return (frozen.temperature**2 * divergence).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -248,6 +245,31 @@ class _ReverseDivergence(torch.autograd.Function):
             gap = student.sub_(teacher).sub_(expected_gap[:, None])
             sink.add(probs.mul_(gap).mul_(scale), start, stop)
         return sink.hidden, sink.head, None
+
+
+class RunningSoftmax:
+    """Log-sum-exp, and the expectation of a value under the softmax, over slices of the vocabulary.
+
+    The few numbers a row are kept in float64: a divergence is a small difference of large log-sum-exps.
+    """
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.log_total = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=torch.float64)
+        self.expected = torch.zeros_like(self.log_total)
+
+    def add(self, logits: Tensor, values: Tensor | None = None) -> None:
+        """Take in one slice; ``logits`` and ``values`` are overwritten."""
+        peak = logits.amax(dim=1)
+        # A slice may hold nothing but -inf; any finite peak will do for it.
+        peak = peak.masked_fill(peak == float("-inf"), 0.0)
+        weights = logits.sub_(peak[:, None]).exp_()
+        peak = peak.double()
+        grown = torch.logaddexp(self.log_total, peak + weights.sum(dim=1, dtype=torch.float64).log())
+        if values is not None:
+            here = values.mul_(weights).sum(dim=1, dtype=torch.float64)
+            faded = self.expected * (self.log_total - grown).exp()
+            self.expected = faded + here * (peak - grown).exp()
+        self.log_total = grown
 
 
 class GradientSink:

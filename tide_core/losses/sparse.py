@@ -26,6 +26,7 @@ from torch import Tensor
 from tide_core.contracts.errors import InvalidInputError, ShapeError
 from tide_core.losses.fused_linear import (
     GradientSink,
+    RunningSoftmax,
     resolved_slice_size,
     slice_logits,
     vocabulary_slices,
@@ -194,14 +195,15 @@ class _BucketLogProbs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, ids: Tensor, tiling: _Tiling) -> Tensor:
         dtype = accumulation_dtype(hidden)
         top = hidden.new_zeros(ids.shape, dtype=dtype)
-        tail = hidden.new_full((hidden.shape[0],), float("-inf"), dtype=dtype)
+        tail_side = RunningSoftmax(hidden)
         for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
             logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
             row, place = ((ids >= start) & (ids < stop)).nonzero(as_tuple=True)
             column = ids[row, place] - start
             top[row, place] = logits[row, column]
             logits[row, column] = float("-inf")
-            tail = torch.logaddexp(tail, logits.logsumexp(dim=1))
+            tail_side.add(logits)
+        tail = tail_side.log_total.to(dtype)
         total = torch.logaddexp(tail, top.logsumexp(dim=1))
         ctx.save_for_backward(hidden, head, ids, tail, total)
         ctx.tiling = tiling
