@@ -45,12 +45,9 @@ def score_samples(model: TeacherModel, samples: Sequence[Sample], slices: Slices
     Raises:
         ScoreError: the teacher gave a NaN or an infinity.
     """
-    device = model.lm_head.weight.device
-    inputs = forward_input(samples, model.mask_token_id)
-    hidden = model.hidden(
-        inputs.input_ids.to(device), inputs.attention_mask.to(device), inputs.position_ids.to(device)
-    )
-    read = hidden.flatten(0, 1).index_select(0, inputs.read_index.to(device))
+    inputs = forward_input(samples, model.mask_token_id, model.lm_head.weight.device)
+    hidden = model.hidden(inputs.input_ids, inputs.attention_mask, inputs.position_ids)
+    read = hidden.flatten(0, 1).index_select(0, inputs.read_index)
     rows = torch.split(read, [sample.masked for sample in samples])
     _require_finite(samples, rows)
     log_probs = _log_probs(model, samples, rows, slices)

@@ -69,14 +69,15 @@ class ForwardInput:
     Attributes:
         input_ids: int64 [batch, seq], noised, padded.
         position_ids: int64 [batch, seq].
-        attention_mask: bool [batch, seq] (keys that are not padding) or [batch, 1, seq, seq].
+        attention_mask: bool [batch, seq] (keys that are not padding) or [batch, 1, seq, seq]; None when every
+            token sees every other, which lets the device take its fastest attention.
         read_index: int64 [masked], places of the masked tokens in the flattened [batch * seq], sample after
             sample, in the order of each sample's tokens.
     """
 
     input_ids: Int[Tensor, "batch seq"]
     position_ids: Int[Tensor, "batch seq"]
-    attention_mask: Bool[Tensor, "batch seq"] | Bool[Tensor, "batch 1 seq seq"]
+    attention_mask: Bool[Tensor, "batch seq"] | Bool[Tensor, "batch 1 seq seq"] | None
     read_index: Int[Tensor, " masked"]
 
 
@@ -105,20 +106,21 @@ def footprint(sample: Sample) -> Footprint:
     return Footprint(len(views), max(_needed_length(sample, view) for view in views))
 
 
-def forward_input(samples: Sequence[Sample], mask_token_id: int) -> ForwardInput:
+def forward_input(samples: Sequence[Sample], mask_token_id: int, device: torch.device) -> ForwardInput:
     """The teacher's input for samples that share layout and block size; each must ask for something.
 
     Args:
         samples: at least one, none without a masked token.
         mask_token_id: the teacher's own mask token.
+        device: where the input is wanted; masks, the largest part of it, are made there.
     """
     assert samples
     assert all(sample.masked for sample in samples)
     layout, block_size = samples[0].layout, samples[0].block_size
     assert all((sample.layout, sample.block_size) == (layout, block_size) for sample in samples)
     if layout is Layout.BLOCK_STAIRCASE:
-        return _staircase_input(samples, mask_token_id)
-    return _noised_input(samples, mask_token_id)
+        return _staircase_input(samples, mask_token_id, device)
+    return _noised_input(samples, mask_token_id, device)
 
 
 def _needed_length(sample: Sample, view: int) -> int:
@@ -142,7 +144,7 @@ def _staircase_length(sample: Sample) -> int:
     return kept + last * block
 
 
-def _noised_input(samples: Sequence[Sample], mask_token_id: int) -> ForwardInput:
+def _noised_input(samples: Sequence[Sample], mask_token_id: int, device: torch.device) -> ForwardInput:
     """One row a sequence and view, noised, without a clean copy."""
     rows = [
         (number, view, _needed_length(sample, view))
@@ -157,20 +159,24 @@ def _noised_input(samples: Sequence[Sample], mask_token_id: int) -> ForwardInput
         ids, groups = samples[number].token_ids[:length], samples[number].groups[:length]
         input_ids[row, :length] = np.where(groups == view, mask_token_id, ids)
         row_of[number, view] = row
-    lengths = np.array([length for _, _, length in rows], np.int64)
+    lengths = [length for _, _, length in rows]
     return ForwardInput(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.arange(seq_len).expand(len(rows), seq_len),
-        attention_mask=_noised_mask(samples[0], torch.from_numpy(lengths), seq_len),
-        read_index=torch.from_numpy(_noised_places(samples, row_of, seq_len)),
+        input_ids=torch.from_numpy(input_ids).to(device),
+        position_ids=torch.arange(seq_len, device=device).expand(len(rows), seq_len),
+        attention_mask=_noised_mask(samples[0], lengths, device),
+        read_index=torch.from_numpy(_noised_places(samples, row_of, seq_len)).to(device),
     )
 
 
-def _noised_mask(sample: Sample, lengths: Tensor, seq_len: int) -> Tensor:
+def _noised_mask(sample: Sample, lengths: list[int], device: torch.device) -> Tensor | None:
+    seq_len = max(lengths)
+    ends = torch.tensor(lengths, device=device)
     if sample.layout is Layout.BLOCK_CAUSAL:
-        return block_causal_mask(lengths, seq_len, sample.block_size)
+        return block_causal_mask(ends, seq_len, sample.block_size)
+    if min(lengths) == seq_len:
+        return None
     # Padding rows see the real tokens: their outputs are never read, and no row is without a key.
-    return torch.arange(seq_len) < lengths[:, None]
+    return torch.arange(seq_len, device=device) < ends[:, None]
 
 
 def _noised_places(
@@ -185,7 +191,7 @@ def _noised_places(
     return np.concatenate(places).astype(np.int64)
 
 
-def _staircase_input(samples: Sequence[Sample], mask_token_id: int) -> ForwardInput:
+def _staircase_input(samples: Sequence[Sample], mask_token_id: int, device: torch.device) -> ForwardInput:
     """One row a sequence: the compact ``[x_tA | x_tB | x_0]``."""
     lengths = torch.tensor([sample.token_ids.size for sample in samples])
     seq_len = int(lengths.max())
@@ -194,9 +200,11 @@ def _staircase_input(samples: Sequence[Sample], mask_token_id: int) -> ForwardIn
     for row, sample in enumerate(samples):
         clean[row, : sample.token_ids.size] = sample.token_ids
         groups[row, : sample.groups.size] = sample.groups
-    layout = compact_layout_two_views(torch.from_numpy(groups), lengths, samples[0].block_size)
+    layout = compact_layout_two_views(
+        torch.from_numpy(groups).to(device), lengths.to(device), samples[0].block_size
+    )
     return ForwardInput(
-        input_ids=layout.input_ids(torch.from_numpy(clean), mask_token_id),
+        input_ids=layout.input_ids(torch.from_numpy(clean).to(device), mask_token_id),
         position_ids=layout.position_ids,
         attention_mask=layout.attention_mask,
         read_index=layout.masked_index,

@@ -1,10 +1,11 @@
 """The score cache: same answers, asked once, whatever the disk and other writers do."""
 
-import multiprocessing
-import threading
-from concurrent.futures import CancelledError, Future
+import subprocess
+import sys
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,8 +204,14 @@ def test_a_disk_that_refuses_costs_nothing_but_the_cache(
     assert transport.submit(request_of([1])).result(10).cache_hits == 0
 
 
-def _hammer(folder: Path, seed: int) -> None:
-    cache = ScoreCache(folder, 20_000)
+HAMMER = """
+import sys
+from pathlib import Path
+import numpy as np
+from workers.scores.cache import ScoreCache
+
+def hammer(folder, seed):
+    cache = ScoreCache(Path(folder), 20_000)
     draws = np.random.default_rng(seed)
     for _ in range(300):
         number = int(draws.integers(0, 64))
@@ -215,18 +222,18 @@ def _hammer(folder: Path, seed: int) -> None:
             assert found.shape == (100,)
             assert (found == number).all()
     assert cache.statistics().broken == 0
+"""
 
 
 def test_several_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "scores"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_hammer, args=(folder, seed)) for seed in range(2)]
-    threads = [threading.Thread(target=_hammer, args=(folder, 10 + seed)) for seed in range(2)]
-    for each in (*processes, *threads):
-        each.start()
-    for each in (*processes, *threads):
-        each.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    command = [sys.executable, "-c", f"{HAMMER}\nhammer(sys.argv[1], int(sys.argv[2]))", str(folder)]
+    processes = [subprocess.Popen([*command, str(seed)]) for seed in range(2)]
+    scope: dict[str, Any] = {}
+    exec(HAMMER, scope)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(scope["hammer"], [folder, folder], [10, 11]))
+    assert [process.wait(60) for process in processes] == [0, 0]
     assert sum(path.stat().st_size for path in folder.glob("*/*")) <= 2 * 20_000
 
 
