@@ -21,6 +21,7 @@ def sample(
         str, typer.Argument(help="Model folder, URL or hub name of a student (or a teacher).")
     ],
     prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads it from standard input.")],
+    *,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 256,
     steps: Annotated[int | None, typer.Option(help="Forwards in all; default one a token.")] = None,
     threshold: Annotated[
@@ -73,6 +74,7 @@ def convert(
         str, typer.Argument(help="A causal Qwen3, Qwen2 or Llama model; with --from-config a config.json.")
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    *,
     add_mask_token: Annotated[
         bool, typer.Option("--add-mask-token", help="Add a mask token where the tokenizer has none.")
     ] = False,

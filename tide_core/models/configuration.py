@@ -9,7 +9,6 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from tide_core.contracts.errors import CheckpointError
-from tide_core.models.layers import AttentionShape
 from tide_core.models.rotary import RotarySettings, parse_rotary, rotary_json
 
 logger = structlog.get_logger(__name__)
@@ -105,11 +104,6 @@ class DecoderConfig:
     def rotated_dim(self) -> int:
         """Head dimensions that the rotary embedding turns."""
         return int(self.head_dim * self.rotary.partial_factor)
-
-    @property
-    def attention_shape(self) -> AttentionShape:
-        """Sizes of one attention layer."""
-        raise NotImplementedError
 
     @classmethod
     def from_json(cls: type[ConfigT], payload: dict[str, Any]) -> ConfigT:

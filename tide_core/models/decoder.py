@@ -31,8 +31,8 @@ from tide_core.models.rotary import rotary_tables
 
 AttentionMask = (
     Bool[Tensor, "batch key"]
-    | Bool[Tensor, "batch query key"]
-    | Bool[Tensor, "batch 1 query key"]
+    | Bool[Tensor, "#batch query key"]
+    | Bool[Tensor, "#batch 1 query key"]
     | BlockMask
 )
 
@@ -136,9 +136,9 @@ class Decoder(nn.Module):
             ShapeError: the mask or the positions do not fit the ids.
         """
         prefix = cache.length if cache is not None else 0
+        pattern = _attention_pattern(attention_mask, input_ids, prefix)
         if position_ids is None:
             position_ids = _default_positions(input_ids, attention_mask, prefix)
-        pattern = _attention_pattern(attention_mask, input_ids, prefix)
         _check_positions(position_ids, input_ids)
         hidden = self.embedding(input_ids)
         width = torch.promote_types(hidden.dtype, torch.float32)
@@ -292,15 +292,10 @@ def _attention_pattern(
         return mask
     batch, query = input_ids.shape
     key = prefix + query
-    expected = {2: (batch, key), 3: (batch, query, key), 4: (batch, 1, query, key)}.get(mask.ndim)
-    if (
-        expected is None
-        or mask.dtype != torch.bool
-        or any(
-            size not in (wanted, 1) if axis == 0 else size != wanted
-            for axis, (size, wanted) in enumerate(zip(mask.shape, expected, strict=True))
-        )
-    ):
+    # A pattern may be the same for all rows; padding has a row each.
+    rows = {batch} if mask.ndim == 2 else {1, batch}
+    expected = {2: (key,), 3: (query, key), 4: (1, query, key)}.get(mask.ndim)
+    if mask.dtype != torch.bool or tuple(mask.shape[1:]) != expected or mask.shape[0] not in rows:
         raise ShapeError(
             f"attention_mask is {mask.dtype} {list(mask.shape)}: it must be bool of shape [{batch}, {key}], "
             f"[{batch}, {query}, {key}] or [{batch}, 1, {query}, {key}].",

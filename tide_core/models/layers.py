@@ -7,7 +7,10 @@ fused parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +23,10 @@ from tide_core.models.rotary import rotate
 
 # What ``attend`` takes: a boolean mask that broadcasts to [batch, head, query, key], a FlexAttention block
 # mask (the fast form on GPU), or None where every query may attend to every key.
-AttentionPattern = Bool[Tensor, "batch 1 query key"] | BlockMask | None
+AttentionPattern = Bool[Tensor, "#batch 1 query key"] | BlockMask | None
+
+# torch's own annotation is too vague to be called under strict checks.
+_FLEX_ATTENTION: Callable[..., Any] = cast(Any, flex_attention)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,12 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * scale).to(values.dtype)
 
 
+@lru_cache(maxsize=1)
+def _compiled_flex_attention() -> Callable[..., Any]:
+    # Uncompiled it would hold the whole matrix of scores, which is what it is there to avoid.
+    return torch.compile(_FLEX_ATTENTION)
+
+
 def attend(
     query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch kv_head key dim"],
@@ -56,7 +68,8 @@ def attend(
     """Scaled dot-product attention with grouped heads. Every query row of the pattern must have a key."""
     is_grouped = query.shape[1] != key.shape[1]
     if isinstance(pattern, BlockMask):
-        output = flex_attention(query, key, value, block_mask=pattern, enable_gqa=is_grouped)
+        flex = _compiled_flex_attention() if query.is_cuda else _FLEX_ATTENTION
+        output = flex(query, key, value, block_mask=pattern, enable_gqa=is_grouped)
         assert isinstance(output, Tensor)
         return output
     return functional.scaled_dot_product_attention(

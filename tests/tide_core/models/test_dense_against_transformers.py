@@ -1,5 +1,6 @@
 """The dense shapes against the classes of transformers, in both directions of loading."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from tide_core.contracts.errors import CheckpointError
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.wedlm import WeDLMModel
@@ -108,8 +110,10 @@ def test_both_wedlm_variants_are_the_families_they_come_from(
     ours = WeDLMModel.from_config(fields)
     assert ours.config_json()["architectures"] == ["WeDLMForCausalLM"]
     ours.save_pretrained(tmp_path / "wedlm")
-    (tmp_path / "model.safetensors").replace(tmp_path / "wedlm" / "model.safetensors")
+    shutil.copyfile(tmp_path / "model.safetensors", tmp_path / "wedlm" / "model.safetensors")
     ours = WeDLMModel.from_pretrained(tmp_path / "wedlm")
+    with pytest.raises(CheckpointError, match="not 'wedlm'"):
+        WeDLMModel.from_pretrained(tmp_path)
     assert ours.config.qk_norm is has_qk_norm
     ids = torch.randint(0, 101, (2, 10))
     causal = torch.ones(2, 10, 10, dtype=torch.bool).tril()

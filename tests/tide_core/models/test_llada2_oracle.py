@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tide_core.contracts.errors import CheckpointError
 from tide_core.models.mixture import Experts, Router
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModel
+from tide_core.models.teachers.wedlm import WeDLMModel
 
 Weights = dict[str, Tensor]
 Vector = list[float]
@@ -233,3 +235,30 @@ def test_every_weight_gets_a_gradient(moe_config: Callable[..., LLaDA2MoeConfig]
         if not name.endswith("expert_bias"):
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
+
+
+def test_biases_and_absent_shared_experts_round_trip(
+    moe_config: Callable[..., LLaDA2MoeConfig], tmp_path: Path
+) -> None:
+    config = moe_config(use_qkv_bias=True, use_bias=True, use_qk_norm=False, num_shared_experts=0)
+    model = shaken(config)
+    model.save_pretrained(tmp_path)
+    keys = set(model.checkpoint_tensors())
+    assert "model.layers.0.attention.query_key_value.bias" in keys
+    assert "model.layers.0.attention.dense.bias" in keys
+    assert not any("shared_experts" in key or ("layernorm" in key and "attention." in key) for key in keys)
+    ids = torch.randint(0, 89, (1, 7))
+    assert torch.equal(LLaDA2MoeModel.from_pretrained(tmp_path)(ids), model(ids))
+
+
+def test_other_configurations_are_refused(moe_config: Callable[..., LLaDA2MoeConfig]) -> None:
+    with pytest.raises(CheckpointError, match="not 'llada2_moe'") as caught:
+        moe_config(model_type="bailing_moe")
+    assert caught.value.code == "unknown_architecture"
+    with pytest.raises(CheckpointError, match="takes a DenseConfig"):
+        WeDLMModel.from_config(moe_config())
+
+
+def test_no_tokens_are_no_trouble() -> None:
+    experts = Experts(3, 8, 4)
+    assert experts.looped(torch.zeros(0, 8), torch.zeros(3, dtype=torch.long)).shape == (0, 8)

@@ -1,0 +1,146 @@
+"""``tide sample`` and ``tide convert`` as a person calls them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from tokenizers import Tokenizer
+from typer.testing import CliRunner, Result
+
+from tide_core.models.conversion import initialise
+from tide_core.models.dense import DenseDecoder
+from tide_core.samplers.settings import CommittedTokens
+from workers import commands
+from workers.sampling import _TextStream
+
+CONFIG = {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.4,
+    "block_size": 8,
+}
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    app = typer.Typer()
+    app.command("sample")(commands.sample)
+    app.command("convert")(commands.convert)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(qwen_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "student"
+    vocab = Tokenizer.from_file(str(qwen_folder / "tokenizer.json")).get_vocab_size()
+    initialise(CONFIG | {"vocab_size": vocab}, qwen_folder, folder, seed=1)
+    return folder
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    heavy = "('torch', 'ray', 'transformers')"
+    probe = f"import sys, workers.commands; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sampling_prints_text_and_cost(checkpoint: Path) -> None:
+    plain = run("sample", checkpoint, "Hello", "--max-new-tokens", "12")
+    assert plain.exit_code == 0, plain.output
+    assert "forwards" in plain.stderr
+    answer = run("sample", checkpoint, "-", "--max-new-tokens", "12", "-o", "json", stdin="Hello")
+    body = json.loads(answer.stdout)
+    assert body["text"] == plain.stdout.rstrip("\n") or body["text"].strip() == plain.stdout.strip()
+    assert body["forwards"] >= 1
+    raw = json.loads(
+        run("sample", checkpoint, "Hello", "--max-new-tokens", "12", "--raw", "-o", "json").stdout
+    )
+    assert raw["text"] != body["text"]
+
+
+def test_streamed_text_is_the_whole_text(checkpoint: Path) -> None:
+    options = ("--max-new-tokens", "16", "--steps", "5", "--temperature", "1", "--seed", "4")
+    whole = json.loads(run("sample", checkpoint, "Hi", *options, "-o", "json").stdout)["text"]
+    streamed = run("sample", checkpoint, "Hi", *options, "--stream")
+    assert streamed.exit_code == 0, streamed.output
+    assert streamed.stdout == whole + "\n"
+
+
+def test_streaming_waits_for_what_comes_before_and_for_whole_characters(qwen_folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(qwen_folder / "tokenizer.json"))
+    ids = tokenizer.encode("a日b", add_special_tokens=False).ids
+    assert len(ids) > 3
+    pieces: list[str] = []
+    stream = _TextStream(tokenizer, (), pieces.append)
+    last = len(ids) - 1
+    stream.accept(CommittedTokens(0, [last], [ids[last]], 1))
+    assert pieces == []
+    for place in range(last):
+        stream.accept(CommittedTokens(0, [place], [ids[place]], place + 2))
+        assert "\ufffd" not in "".join(pieces)
+    assert "".join(pieces) == "a日b"
+    assert len(pieces) >= 2
+
+
+def test_conversion_of_a_causal_model(qwen_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "causal"
+    shutil.copytree(qwen_folder, source)
+    vocab = Tokenizer.from_file(str(qwen_folder / "tokenizer.json")).get_vocab_size()
+    DenseDecoder.from_config(CONFIG | {"vocab_size": vocab}).save_pretrained(source)
+    done = run("convert", source, tmp_path / "student", "-o", "json", "--block-size", "4")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["model_type"] == "a2d-qwen3"
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["block_size"] == 4
+    again = run("convert", source, tmp_path / "student")
+    assert again.exit_code == 1
+    assert again.stderr.startswith("error: ")
+    assert "exists already" in again.stderr
+
+
+def test_conversion_from_a_config(qwen_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 700}))
+    options = ("--from-config", "--tokenizer", qwen_folder, "--seed", "3", "--block-size", "4")
+    done = run("convert", tmp_path / "config.json", tmp_path / "fresh", *options)
+    assert done.exit_code == 0, done.output
+    assert "mask token" in done.stdout
+    assert json.loads((tmp_path / "fresh" / "config.json").read_text())["block_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("sample", "/nowhere", "Hi"), "/nowhere"),
+        (("sample", "CHECKPOINT", "Hi", "--steps", "0"), "steps"),
+        (("sample", "CHECKPOINT", "Hi", "--device", "cuda:99"), "device"),
+        (("sample", "CHECKPOINT", "Hi", "--dtype", "int4"), "dtype"),
+        (("sample", "CHECKPOINT", "", "--raw"), "prompt is empty"),
+        (("sample", "CHECKPOINT", "Hi", "-o", "xml"), "text or json"),
+        (("sample", "CHECKPOINT", "Hi", "-o", "json", "--stream"), "--stream"),
+        (("convert", "CHECKPOINT", "TARGET", "--tokenizer", "x"), "--from-config"),
+        (("convert", "/nowhere", "TARGET"), "/nowhere"),
+    ],
+)
+def test_mistakes_get_one_line_and_no_trace(
+    checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    names = {"CHECKPOINT": str(checkpoint), "TARGET": str(tmp_path / "target")}
+    done = run(*(names.get(argument, argument) for argument in arguments))
+    assert done.exit_code == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "target").exists()
+
+
+def test_errors_are_json_where_json_was_asked_for() -> None:
+    done = run("sample", "/nowhere", "Hi", "-o", "json")
+    assert json.loads(done.stderr)["error"]["code"]
