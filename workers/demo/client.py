@@ -48,7 +48,7 @@ class DemoClient:
 
     def submit(self, spec: JobSpec) -> dict[str, Any]:
         """Post a job; gives the job as the service shows it."""
-        return self._call("POST", "/v1/jobs", json=spec.model_dump(mode="json", exclude_unset=True))
+        return self._call("POST", "/v1/jobs", json=spec.model_dump(mode="json"))
 
     def job(self, job_id: str) -> dict[str, Any]:
         """One job as it stands."""
