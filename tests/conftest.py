@@ -6,6 +6,6 @@ from jaxtyping import install_import_hook
 # production. The hook must be there before the first import of these modules. The contracts are left out:
 # pydantic checks them already, and its validators use annotations that only a class can resolve.
 CHECKED = "alignment data evaluation losses masks models objective samplers schedules studies"
-install_import_hook([f"tide_core.{name}" for name in CHECKED.split()], "beartype.beartype")
+install_import_hook([f"tide_core.{name}" for name in CHECKED.split()], "shape_checks.checked")
 
 pytest_plugins = ["fixtures_tokenizers"]

@@ -17,8 +17,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 # The chat format of LLaDA2.0: roles in tags, no white space around a content, contents as they are.
 LLADA2_TEMPLATE = (
+    "{% set names = {'user': 'HUMAN', 'assistant': 'ASSISTANT', 'system': 'SYSTEM'} %}"
     "{% for message in messages %}"
-    "<role>{{ {'user': 'HUMAN', 'assistant': 'ASSISTANT', 'system': 'SYSTEM'}[message.role] }}</role>"
+    "{% if message.role not in names %}{{ raise_exception('no such role: ' + message.role) }}{% endif %}"
+    "<role>{{ names[message.role] }}</role>"
     "{{ message.content }}<|role_end|>"
     "{% endfor %}"
     "{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"

@@ -367,7 +367,7 @@ def _trained_tokens(side: TokenizedText, answer: PlacedBytes, student: TextSide)
 
 def _without_special_tokens(
     chunks: Int64[np.ndarray, "chunk 4"], draft: _Draft, recipe: PairRecipe, coverage: CoverageReport
-) -> Int64[np.ndarray, "chunk 4"]:
+) -> Int64[np.ndarray, "kept 4"]:
     """A text that spells a special token means markup to one side: such chunks are left out."""
     is_plain = np.ones(len(chunks), dtype=np.bool_)
     for side, text, column in ((recipe.student(), draft.student, 0), (recipe.teacher(), draft.teacher, 2)):
@@ -383,7 +383,7 @@ def _equal_tokens(
     teacher_ids: Int32[np.ndarray, " teacher_seq"],
     recipe: PairRecipe,
     coverage: CoverageReport,
-) -> Int64[np.ndarray, "chunk 4"]:
+) -> Int64[np.ndarray, "kept 4"]:
     """Chunks that are one and the same token on both sides; the others are counted."""
     is_single = (chunks[:, 1] - chunks[:, 0] == 1) & (chunks[:, 3] - chunks[:, 2] == 1)
     ours, theirs = student_ids[chunks[:, 0]], teacher_ids[chunks[:, 2]]

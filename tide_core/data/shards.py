@@ -158,6 +158,7 @@ class PreparedSplit(Sequence[PreparedSample]):
     """The samples of one split, in the order of their rows; shards are mapped when first touched."""
 
     def __init__(self, folder: Path, manifest: SplitManifest) -> None:
+        self.folder = folder
         self.manifest = manifest
         self._paths = [folder / name for name, _ in manifest.shards]
         self._ends = np.cumsum([count for _, count in manifest.shards], dtype=np.int64)

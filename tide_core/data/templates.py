@@ -135,7 +135,9 @@ class ChatTemplate:
         answers = [turn for turn, message in enumerate(messages) if message.role == ASSISTANT]
         turns = answers if every_answer else [last]
         text = self.render(messages)
-        views = [self._marked_view(messages, turns, text, is_inside) for is_inside in (False, True)]
+        views = [self._marked_view(messages, turns, text, is_inside=False)]
+        if not all(_is_whole(messages[turn].content, views[0].get(turn), text) for turn in turns):
+            views.append(self._marked_view(messages, turns, text, is_inside=True))
         placed: list[Placed] = []
         for turn in turns:
             prompt_end = self._prompt_end(messages[:turn], text)
@@ -158,7 +160,7 @@ class ChatTemplate:
         return len(prompt) if text.startswith(prompt) else None
 
     def _marked_view(
-        self, messages: Sequence[Message], turns: list[int], text: str, is_inside: bool
+        self, messages: Sequence[Message], turns: list[int], text: str, *, is_inside: bool
     ) -> dict[int, _Edges]:
         """Where the marks around each answer end up, in offsets of the true text.
 
@@ -170,10 +172,10 @@ class ChatTemplate:
         for number, turn in enumerate(turns):
             message = messages[turn]
             lead, trail = _margins(message.content) if is_inside else (0, 0)
-            core = message.content[lead : len(message.content) - trail]
-            content = f"{chr(base + 2 * number)}{core}{chr(base + 2 * number + 1)}"
-            head, tail = message.content[:lead], message.content[len(message.content) - trail :]
-            marked[turn] = Message(message.role, f"{head}{content}{tail if trail else ''}")
+            stop = len(message.content) - trail
+            head, core, tail = message.content[:lead], message.content[lead:stop], message.content[stop:]
+            content = f"{head}{chr(base + 2 * number)}{core}{chr(base + 2 * number + 1)}{tail}"
+            marked[turn] = Message(message.role, content)
         try:
             rendered = self.render(marked)
         except UnusableRowError:
@@ -181,8 +183,8 @@ class ChatTemplate:
         plain, marks = _unmark(rendered, base)
         found = {}
         for number, turn in enumerate(turns):
-            opens = _in_true_text(marks.get(2 * number, []), plain, text)
-            closes = _in_true_text(marks.get(2 * number + 1, []), plain, text)
+            opens = _in_true_text(marks.get(2 * number, []), plain, text, is_open=True)
+            closes = _in_true_text(marks.get(2 * number + 1, []), plain, text, is_open=False)
             found[turn] = _Edges(opens, closes, _margins(messages[turn].content) if is_inside else (0, 0))
         return found
 
@@ -228,12 +230,19 @@ def _span(content: str, edges: _Edges, text: str, earliest: int) -> _Span | None
         return _Span(start, end, lead, trail)
     pieces = []
     if start is not None:
-        size = _common_prefix(core, text[start:])
+        size = _common_prefix(core, text[start:end])
         pieces.append(_Span(start, start + size, lead, trail + len(core) - size))
     if end is not None:
-        size = _common_prefix(core[::-1], text[earliest:end][::-1])
+        size = _common_prefix(core[::-1], text[earliest if start is None else start : end][::-1])
         pieces.append(_Span(end - size, end, lead + len(core) - size, trail))
     return max(pieces, key=lambda piece: piece.end - piece.start, default=None)
+
+
+def _is_whole(content: str, edges: _Edges | None, text: str) -> bool:
+    """Whether the marks outside an answer enclose all of it, once."""
+    if edges is None or len(edges.opens) != 1 or len(edges.closes) != 1:
+        return False
+    return text[edges.opens[0] : edges.closes[0]] == content
 
 
 def _common_prefix(a: str, b: str) -> int:
@@ -279,14 +288,23 @@ def _unmark(rendered: str, base: int) -> tuple[str, dict[int, list[int]]]:
     return "".join([*pieces, rendered[taken:]]), marks
 
 
-def _in_true_text(offsets: list[int], plain: str, text: str) -> list[int]:
-    """The offsets that surely mean the same place in the true text: all before or all after is equal."""
-    if plain == text:
-        return offsets
+def _in_true_text(offsets: list[int], plain: str, text: str, *, is_open: bool) -> list[int]:
+    """The offsets whose place in the true text is certain: all before them, or all after, is the same.
+
+    Where both hold (a trimmed answer begins like the markup before it), the difference is taken to lie inside
+    the answer: its opening mark counts from the left, its closing mark from the right.
+    """
     shift = len(text) - len(plain)
-    found = [offset for offset in offsets if text.startswith(plain[:offset])]
-    found += [offset + shift for offset in offsets if offset + shift >= 0 and text.endswith(plain[offset:])]
-    return sorted(set(found))
+    found = []
+    for offset in offsets:
+        candidates = []
+        if text.startswith(plain[:offset]):
+            candidates.append(offset)
+        if offset + shift >= 0 and text.endswith(plain[offset:]):
+            candidates.append(offset + shift)
+        if candidates:
+            found.append(candidates[0] if is_open else candidates[-1])
+    return sorted(found)
 
 
 class _GenerationTag(Extension):
