@@ -17,6 +17,7 @@ Sources: TIDE (arXiv 2604.26951) for the divergences.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -176,7 +177,7 @@ def _outcomes(
     student_buckets: Tensor, teacher_log_probs: Tensor, teacher_log_tail: Tensor
 ) -> tuple[Tensor, Tensor]:
     # An empty tail has log mass -inf on one or both sides; the smallest normal number stands in for 0.
-    lowest = torch.log(torch.tensor(torch.finfo(student_buckets.dtype).tiny)).item()
+    lowest = math.log(torch.finfo(student_buckets.dtype).tiny)
     teacher = torch.cat([teacher_log_probs, teacher_log_tail[:, None]], dim=1).to(student_buckets.dtype)
     student_tail = student_buckets[:, -1:].clamp(min=lowest)
     teacher_tail = teacher[:, -1:].clamp(min=lowest)

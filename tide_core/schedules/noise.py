@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,13 @@ from tide_core.contracts.errors import InvalidInputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Time = TypeVar("Time", "float", "NDArray[np.float64]", "Tensor")
+    Time = TypeVar("Time", float, NDArray[np.float64], Tensor)
+else:
+    # Run-time type checks must not have to import torch either.
+    Time = TypeVar("Time")
 
 
+@runtime_checkable
 class NoiseSchedule(Protocol):
     """What corruption and cross-entropy need to know about a schedule."""
 

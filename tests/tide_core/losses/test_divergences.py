@@ -38,7 +38,7 @@ def logits(
     return ((torch.rand(rows, vocab, generator=generator, dtype=dtype) * 2 - 1) * scale).requires_grad_()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(CASES)
 def test_values_and_gradients_equal_the_loops(case: tuple[int, int, float, float, int]) -> None:
     rows, vocab, temperature, scale, seed = case
@@ -168,7 +168,7 @@ class Problem:
         return torch.autograd.grad(loss, (self.hidden, self.head), retain_graph=True)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 7),
     st.integers(1, 30),
