@@ -165,6 +165,7 @@ class _Denoiser:
                 is_chosen = above_threshold(confidence, is_masked, self.settings.threshold)
             else:
                 is_chosen = most_confident(confidence, is_masked, even_share(masked, step, steps))
+            assert bool(is_chosen.any()), "a step that commits nothing would repeat itself for ever"
             self._commit(span, tokens, is_chosen)
             step += 1
 

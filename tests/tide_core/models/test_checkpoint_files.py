@@ -54,6 +54,15 @@ def test_every_misfit_key_is_listed_at_once(folder: Path) -> None:
         assert part in caught.value.message
 
 
+def test_a_wrong_shape_alone_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(1)}))
+    with pytest.raises(
+        CheckpointError, match=r"of another shape \(1\): model\.norm\.weight is \[1\]"
+    ) as caught:
+        DenseDecoder.from_pretrained(folder)
+    assert caught.value.param == "model.norm.weight"
+
+
 def test_what_other_tools_leave_in_a_file_is_no_error(dense_config: Make, tmp_path: Path) -> None:
     model = DenseDecoder.from_config(dense_config("llama"))
     model.save_pretrained(tmp_path)

@@ -130,21 +130,22 @@ def test_a_prompts_answer_does_not_depend_on_its_batch(student: BlockDiffusionSt
     assert together.ids[0] == alone.ids[0]
 
 
-def test_blocks_from_token_0_see_the_prompts_tail_as_in_training(student: BlockDiffusionStudent) -> None:
-    """The first step's states are those of one row of the training layout: prompt tail and masks in one
-    block.
-    """
-    prompt = PROMPTS[1]
-    ids = torch.tensor([[*prompt, MASK, MASK, MASK]])
-    blocks = torch.arange(12) // 4
-    with torch.no_grad():
-        logits = student.lm_head(student(ids, (blocks[:, None] >= blocks)[None]))[0, 9:]
-    logits[:, MASK] = -math.inf
-    surest = int(logits.softmax(-1).max(-1).values.argmax())
-    first: list[CommittedTokens] = []
-    wanted = SamplerSettings(max_new_tokens=3, block_size=4, pads_prompt=False)
-    sample(student, [prompt], wanted, eos_token_ids=(), on_commit=first.append)
-    assert first[0] == CommittedTokens(0, [surest], [int(logits[surest].argmax())], 1)
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: f"{len(prompt)} tokens")
+def test_blocks_from_token_0_are_those_of_training(student: BlockDiffusionStudent, prompt: list[int]) -> None:
+    """The prompt's tail and the first masks share a block, as in a training sequence."""
+    ids, end = list(prompt), len(prompt) + 7
+    while len(ids) < end or MASK in ids[:end]:
+        if MASK not in ids[:end]:
+            ids += [MASK] * (4 - len(ids) % 4)
+        blocks = torch.arange(len(ids)) // 4
+        with torch.no_grad():
+            logits = student.lm_head(student(torch.tensor([ids]), (blocks[:, None] >= blocks)[None]))[0]
+        logits[:, MASK] = -math.inf
+        surest = logits.softmax(-1).max(-1).values
+        place = max((p for p, token in enumerate(ids[:end]) if token == MASK), key=lambda p: float(surest[p]))
+        ids[place] = int(logits[place].argmax())
+    wanted = SamplerSettings(max_new_tokens=7, block_size=4, pads_prompt=False)
+    assert sample(student, [prompt], wanted, eos_token_ids=()).ids == [ids[len(prompt) : end]]
 
 
 def test_answers_stop_at_the_end_token(student: BlockDiffusionStudent) -> None:
