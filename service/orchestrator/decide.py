@@ -34,7 +34,7 @@ from service.orchestrator.compute import (
 )
 from tide_core.contracts.states import JobState, Phase
 
-RESUMED = "training is resumed"
+RESUMED = "the job was paused and is resumed"
 """Reason of the attempt that follows a pause; it is no loss."""
 PHASE_OF_STATE = {
     JobState.PREPARING: Phase.PREPARE,
