@@ -97,8 +97,10 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "token hidden"]:
         """Weighted sum of each token's chosen experts, accumulated in the weights' precision."""
         chosen = experts.shape[1]
-        order = experts.flatten().argsort(stable=True)
-        counts = torch.bincount(experts.flatten(), minlength=self.gate_up.shape[0])
+        flat = experts.flatten()
+        order = flat.argsort(stable=True)
+        # Not bincount, whose shape depends on its input and would break a compiled graph.
+        counts = flat.new_zeros(self.gate_up.shape[0]).scatter_add_(0, flat, torch.ones_like(flat))
         rows = tokens[order // chosen]
         outputs = self.grouped(rows, counts) if uses_grouped_product(rows) else self.looped(rows, counts)
         # Undo the sort, so that a token's experts lie together and are summed in a fixed order on every
@@ -112,12 +114,16 @@ class Experts(nn.Module):
         self, rows: Float[Tensor, "row hidden"], counts: Int[Tensor, " expert"]
     ) -> Float[Tensor, "row hidden"]:
         """One pair of matrix products for every expert that has rows; ``rows`` are sorted by expert."""
-        sizes = counts.tolist()
         outputs = []
-        for expert, part in enumerate(rows.split_with_sizes(sizes)):
-            if sizes[expert]:
-                gate, up = functional.linear(part, self.gate_up[expert]).chunk(2, dim=-1)
-                outputs.append(functional.linear(functional.silu(gate) * up, self.down[expert]))
+        # Taken apart at once: an index into the stack would have a gradient of the whole stack's size, each
+        # time.
+        stacks = zip(
+            rows.split_with_sizes(counts.tolist()), self.gate_up.unbind(), self.down.unbind(), strict=True
+        )
+        for part, gate_up, down in stacks:
+            if len(part):
+                gate, up = functional.linear(part, gate_up).chunk(2, dim=-1)
+                outputs.append(functional.linear(functional.silu(gate) * up, down))
         return torch.cat(outputs) if outputs else rows
 
     def grouped(
