@@ -1,10 +1,10 @@
 """Mixture-of-experts feed-forward: group-limited sigmoid routing, grouped expert products.
 
-Which path computes the experts: on CUDA, where torch offers a grouped matrix product for the dtype
-(``torch.nn.functional.grouped_mm``: bfloat16, float16, float32), one launch a projection over tokens sorted
-by expert; on the CPU, and for float64, a loop over the experts that have tokens, each one matrix product over
-its own contiguous rows. (torch's CPU version of the grouped product is such a loop as well, was no faster
-when measured, and has no float64.) Both sort the tokens the same way and give equal numbers.
+Which path computes the experts: on CUDA in bfloat16, where torch offers a grouped matrix product
+(``torch.nn.functional.grouped_mm``), one launch a projection over tokens sorted by expert; on the CPU, and in
+other dtypes, a loop over the experts that have tokens, each one matrix product over its own contiguous rows.
+(torch's CPU version of the grouped product is such a loop as well and was not reliably faster when measured.)
+Both sort the tokens the same way and give equal numbers.
 """
 
 from __future__ import annotations
@@ -140,8 +140,11 @@ class Experts(nn.Module):
 
 
 def uses_grouped_product(rows: Float[Tensor, "row hidden"]) -> bool:
-    """Whether the grouped matrix product runs for these rows: on CUDA, in every dtype but float64."""
-    return rows.device.type == "cuda" and rows.dtype != torch.float64
+    """Whether the grouped matrix product runs for these rows: on CUDA in bfloat16.
+
+    In other dtypes torch 2.13 has it eagerly at best, and refuses it in a compiled graph.
+    """
+    return rows.device.type == "cuda" and rows.dtype == torch.bfloat16
 
 
 class MixtureFeedForward(nn.Module):

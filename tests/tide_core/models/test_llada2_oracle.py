@@ -277,11 +277,11 @@ model = LLaDA2MoeModel.from_config({
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     "moe_intermediate_size": 8, "num_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
     "first_k_dense_replace": 1, "initializer_range": 0.3,
-})
+}, dtype=torch.bfloat16)
 ids, is_real = torch.arange(16).view(2, 8), torch.ones(2, 8, dtype=torch.bool)
 grouped = torch.compile(model, fullgraph=True, backend="eager")(ids, is_real)
 mixture.uses_grouped_product = lambda rows: False
-torch.testing.assert_close(grouped, model(ids, is_real), atol=1e-5, rtol=1e-4)
+torch.testing.assert_close(grouped, model(ids, is_real), atol=2e-2, rtol=2e-2)
 """
 
 
