@@ -24,6 +24,7 @@ from service.orchestrator.compute import Compute
 from service.orchestrator.reconciler import Reconciler
 from service.settings import Settings
 from service.teachers.endpoints import router as teachers_router
+from service.web.endpoints import install as install_web
 
 API_VERSION = "1"
 
@@ -58,6 +59,7 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
     app.include_router(resources, include_in_schema=False)  # the alias: /jobs is /v1/jobs
     app.include_router(internal_router)
     app.include_router(observability_router)
+    install_web(app)
     return app
 
 

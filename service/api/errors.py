@@ -60,11 +60,10 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Turn every exception into the envelope; an unexpected one tells the client nothing of its insides."""
+    """Turn every expected exception into the envelope (the unexpected ones: `RequestContextMiddleware`)."""
     app.add_exception_handler(TideError, _on_tide_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 def envelope(
@@ -93,7 +92,8 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     return envelope(error.status_code, kind, code, message, headers=error.headers)
 
 
-def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+def internal_error() -> JSONResponse:
+    """The answer to an unexpected exception: it tells the client nothing of the insides."""
     message = (
         "The control plane failed unexpectedly; its log has the details under this response's request id."
     )

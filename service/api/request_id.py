@@ -9,6 +9,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.errors import internal_error
 from service.identifiers import new_id
 from service.observability import metrics
 
@@ -19,7 +20,10 @@ log = structlog.get_logger(__name__)
 
 
 class RequestContextMiddleware:
-    """Binds the request id to the log, returns it in a header, logs and counts each request."""
+    """Binds the request id to the log, returns it in a header, logs and counts each request.
+
+    It also answers for unexpected exceptions, since whatever stands outside of it knows no request id.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -31,7 +35,7 @@ class RequestContextMiddleware:
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         request_id = given if _ACCEPTABLE.fullmatch(given) else new_id("req")
-        started, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -45,7 +49,9 @@ class RequestContextMiddleware:
                 await self.app(scope, receive, send_with_id)
             except Exception:
                 log.exception("request.crashed", method=scope["method"], path=scope["path"])
-                raise
+                if status:  # the answer has begun: all that is left is to break it off
+                    raise
+                await internal_error()(scope, receive, send_with_id)
             finally:
                 _account(scope, status, time.perf_counter() - started)
 

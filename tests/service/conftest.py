@@ -80,8 +80,7 @@ async def database_url(
 ) -> AsyncIterator[str]:
     """URL of a migrated database that is this test's own."""
     if database_kind == "sqlite":
-        if not sqlite_template.exists():
-            await _migrate(f"sqlite+aiosqlite:///{sqlite_template}")
+        await _migrate(f"sqlite+aiosqlite:///{sqlite_template}")  # does nothing after the first time
         path = tmp_path / "tide.db"
         shutil.copy(sqlite_template, path)
         yield f"sqlite+aiosqlite:///{path}"

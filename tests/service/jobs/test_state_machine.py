@@ -97,11 +97,15 @@ async def test_the_slower_of_two_writers_is_refused(database: Database) -> None:
 
 async def test_a_failed_transaction_leaves_neither_state_nor_event(database: Database) -> None:
     job_id = await _insert(database)
-    with pytest.raises(RuntimeError):
+
+    async def fail_half_way() -> None:
         async with database.write() as session:
             job = await repository.lock(session, job_id)
             await transition(session, job, JobState.PREPARING, "never happened")
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail_half_way()
     async with database.read() as session:
         assert (await repository.get(session, job_id)).state is JobState.QUEUED
         assert await events.last_id(session, job_id) == 0
