@@ -140,7 +140,7 @@ def find_or_start(options: HeadOptions, *, timeout: float = 60.0) -> tuple[HeadR
         if is_alive(record) and answers(record, read_token(options.folder), timeout=10.0):
             return record, False
         stop(record, options.folder)
-        if options.dashboard_port == 0 and _is_free(record.dashboard_port):
+        if options.dashboard_port == 0 and is_port_free(record.dashboard_port):
             options = dataclasses.replace(options, dashboard_port=record.dashboard_port)
     return _start(options, timeout), True
 
@@ -327,7 +327,8 @@ def _signal(process: psutil.Process | None, number: signal.Signals) -> None:
         return  # it ended by itself
 
 
-def _is_free(port: int) -> bool:
+def is_port_free(port: int) -> bool:
+    """Whether nobody listens on a loopback port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
