@@ -59,6 +59,13 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorEnvelope} for status in statuses}
 
 
+def error_responses_beside_text(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for an endpoint that answers with text: its failures are JSON all the same."""
+    schema = {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"}
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": "The error envelope.", "content": content} for status in statuses}
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Turn every expected exception into the envelope (the unexpected ones: `RequestContextMiddleware`)."""
     app.add_exception_handler(TideError, _on_tide_error)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query
 from sse_starlette.sse import EventSourceResponse
 
 from service.api.dependencies import Context, JobId, ReadSession
-from service.api.errors import error_responses
+from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import Limit, Page, page_of
 from service.events import repository
 from service.events.stream import JobEventStream
@@ -38,7 +38,7 @@ async def list_events(
 @router.get(
     "/jobs/{job_id}/events/stream",
     response_class=EventSourceResponse,
-    responses=error_responses(404, 422)
+    responses=error_responses_beside_text(404, 422)
     | {200: {"content": {"text/event-stream": {}}, "description": "Server-sent events."}},
 )
 async def stream_events(

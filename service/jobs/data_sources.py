@@ -93,13 +93,13 @@ def _check_files(files: list[Path], source: DataSource, where: str) -> None:
                 code="unknown_format",
                 param=where,
             )
-    starts = [_start_of(path, source) for path in files]
+    starts = [_start_of(path, source, where) for path in files]
     if not any(starts):
         named = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         raise DataError(f"There is no row in {named}.", code="empty_data", param=where)
 
 
-def _start_of(path: Path, source: DataSource) -> bool:
+def _start_of(path: Path, source: DataSource, where: str) -> bool:
     """Whether a file has something in it; its first JSON line must be an object."""
     kind = _SUFFIXES.get(_suffix(path), "") if source.format == "auto" else source.format
     if path.stat().st_size == 0:
@@ -110,13 +110,13 @@ def _start_of(path: Path, source: DataSource) -> bool:
         with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
             text = bytes(stream.read(_LOOK_BYTES)).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.", param="data") from error
+        raise DataError(f"{path} cannot be read: {error}.", param=where) from error
     if text[:1] == b"[" and kind == "json":
         return re.fullmatch(rb"\[\s*\]\s*", text) is None
     first, newline, _ = text.partition(b"\n")
     is_whole = bool(newline) or len(text) < _LOOK_BYTES
     if first and is_whole and not _is_object(first):
-        raise DataError(f"The first line of {path} is not a JSON object.", param="data")
+        raise DataError(f"The first line of {path} is not a JSON object.", param=where)
     return bool(first)
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.api.dependencies import Context, JobId, ReadSession, WriteSession
-from service.api.errors import error_responses
+from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import After, Limit, Page, page_of
 from service.jobs import repository, service
 from service.jobs.logs import job_log
@@ -133,7 +133,11 @@ async def list_checkpoints(session: ReadSession, job_id: JobId) -> Page[Checkpoi
     return page_of(items, [item.id for item in items])
 
 
-@router.get("/jobs/{job_id}/logs", response_class=PlainTextResponse, responses=error_responses(404, 422, 503))
+@router.get(
+    "/jobs/{job_id}/logs",
+    response_class=PlainTextResponse,
+    responses=error_responses_beside_text(404, 422, 503),
+)
 async def get_logs(
     context: Context,
     job_id: JobId,
