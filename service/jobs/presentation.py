@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from service.jobs.schemas import Checkpoint, Job, JobError, JobModel, JobProgress, MetricSeries
+from service.jobs.schemas import (
+    Checkpoint,
+    Job,
+    JobError,
+    JobModel,
+    JobProgress,
+    MetricSeries,
+    RepeatableSpec,
+)
 from service.jobs.tables import CheckpointRow, JobRow, MetricRow
 from service.models.tables import ModelRow
-from tide_core.contracts.job import JobSpec, ResolvedJobSpec
+from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.teacher import pool_for
 
 
@@ -37,8 +45,7 @@ def job_object(job: JobRow, model: ModelRow | None) -> Job:
         model=model_object(model),
         result=job.result,
         metadata=spec.metadata,
-        # Without the variant's name, which a request does not have beside its terms: it can be posted again.
-        spec=JobSpec(**{name: value for name, value in spec if name != "variant"}),
+        spec=RepeatableSpec(**{name: value for name, value in spec if name != "variant"}),
     )
 
 

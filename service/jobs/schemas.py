@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tide_core.contracts.job import JobSpec
-from tide_core.contracts.objective import Pipeline, Variant
+from tide_core.contracts.objective import ObjectiveTerm, Pipeline, TeacherContext, Variant
 from tide_core.contracts.states import JobState, Phase
 
 
@@ -16,6 +16,14 @@ class Shown(BaseModel):
     """Base of response objects: field docstrings become descriptions in the OpenAPI document."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class RepeatableSpec(JobSpec):
+    """A resolved spec without the variant's name, which a request does not have beside its terms."""
+
+    pipeline: Literal["cross_tokenizer", "shared_tokenizer"]
+    objective: Annotated[tuple[ObjectiveTerm, ...], Field(min_length=1)]
+    teacher_context: TeacherContext
 
 
 class JobError(Shown):
@@ -77,7 +85,7 @@ class Job(Shown):
     result: dict[str, Any] | None
     """Report of the evaluation, once done."""
     metadata: dict[str, str]
-    spec: JobSpec
+    spec: RepeatableSpec
     """The job spec with every default written out: posting it again repeats the job."""
 
 
