@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ from tide_core.contracts.errors import InvalidInputError, TideError
 _LOG = "control-plane.log"
 _HEAD_CHECK_SECONDS = 1.0
 _DOWN_SECONDS = 30.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +55,7 @@ def up(settings: Settings) -> None:
     with _terminated_early(), (folder / _LOG).open("a") as stream:
         try:
             configure_logging(settings.log_level, stream)
+            _become_parent_of_orphans()
             _run_embedded(settings, lock, stream)
         except (KeyboardInterrupt, _Terminated):
             typer.echo("Interrupted.", err=True)
@@ -100,6 +103,7 @@ def _run_embedded(settings: Settings, lock: InstanceLock, stream: TextIO) -> Non
                 typer.echo("Ending Tide ...")
                 if head is not None:
                     head.stop()
+                    _bury_children()
     typer.echo("Tide has ended.")
 
 
@@ -244,6 +248,19 @@ def _announce(settings: Settings, lock: InstanceLock, head: _Head | None) -> Non
     typer.echo(f"Ray               {settings.ray_address}{'' if head else ' (not ours)'}")
     typer.echo("Ctrl-C ends it.")
     sys.stdout.flush()
+
+
+def _become_parent_of_orphans() -> None:
+    """Let orphans of the head come to us: in a container nobody else would bury them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _bury_children() -> None:
+    """Take note of every dead child, so that none stays as a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
 
 
 @contextmanager

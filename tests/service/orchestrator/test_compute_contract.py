@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from service.orchestrator import embedded_ray
@@ -209,6 +210,16 @@ async def _gone(compute: Compute) -> bool:
     )
 
 
+def _listens_on(process: psutil.Process) -> set[str]:
+    try:
+        if "ServeReplica" in "".join(process.cmdline()):
+            return set()
+        found = [connection for connection in process.net_connections() if connection.status == "LISTEN"]
+    except psutil.NoSuchProcess:
+        return set()
+    return {connection.laddr.ip.removeprefix("::ffff:") for connection in found}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 class TestRayAlone:
@@ -225,13 +236,7 @@ class TestRayAlone:
     async def test_every_process_listens_on_loopback_alone(self, ray_head: tuple[HeadRecord, Path]) -> None:
         """But for serving replicas, whose port Ray binds everywhere and guards with the token."""
         record, _ = ray_head
-        addresses = {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for process in embedded_ray.members(record)
-            if "ServeReplica" not in "".join(process.cmdline())
-            for connection in process.net_connections()
-            if connection.status == "LISTEN"
-        }
+        addresses = {address for process in embedded_ray.members(record) for address in _listens_on(process)}
         assert addresses == {"127.0.0.1"}
 
     async def test_a_running_head_is_found_again(self, ray_head: tuple[HeadRecord, Path]) -> None:
