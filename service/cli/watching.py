@@ -15,6 +15,7 @@ from service.cli.client import ControlPlane, StreamMessage, UnreachableError
 from service.cli.failures import FAILED, INTERRUPTED
 from service.cli.options import Output
 from service.cli.output import duration, progress_text
+from tide_core.contracts.errors import TideError
 
 _LINE_SECONDS = 10.0
 """Without a terminal, progress is a line at most this often."""
@@ -68,8 +69,8 @@ def _messages(control: ControlPlane, job_id: str) -> Iterator[StreamMessage]:
 
 def _loss(control: ControlPlane, job_id: str) -> float | None:
     try:
-        series = control.get(f"/v1/jobs/{job_id}/metrics", name="loss", max_points=2)["data"]
-    except UnreachableError:
+        series = control.get(f"/v1/jobs/{job_id}/metrics", name="loss", max_points=4)["data"]
+    except TideError:  # a decoration: never the reason to stop watching
         return None
     return series[0]["values"][-1] if series and series[0]["values"] else None
 
@@ -193,7 +194,10 @@ class BarView:
 def event_line(event: dict[str, Any]) -> str:
     """An event as a line: time, message, and its level when that matters."""
     level = "" if event["level"] == "info" else f"{event['level'].upper()}: "
-    return f"{event['created_at'][11:19]}  {level}{event['message']}"
+    message = event["message"]
+    if event["type"] == "teacher.attested":  # the message is the fingerprint and nothing else
+        message = f"The teacher attested the fingerprint {message[:16]}."
+    return f"{event['created_at'][11:19]}  {level}{message}"
 
 
 def outcome(job: dict[str, Any]) -> str:

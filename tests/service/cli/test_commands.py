@@ -170,7 +170,12 @@ class TestAgainstAControlPlane:
 
 
 class TestWatching:
-    EVENT = {"created_at": "2026-01-01T10:20:30Z", "level": "warning", "message": "slow"}
+    EVENT = {
+        "created_at": "2026-01-01T10:20:30Z",
+        "type": "teacher.slow",
+        "level": "warning",
+        "message": "slow",
+    }
 
     def test_lines(self) -> None:
         assert event_line(self.EVENT) == "10:20:30  WARNING: slow"
