@@ -276,9 +276,10 @@ def _walk(pieces: list[bytes], is_added: list[bool], text: bytes) -> list[int]:
             stop += 1
         position = _match_segment(pieces[index:stop], text, position, ends)
         index = stop
-    if text[position:].strip():
-        raise _not_covered(text, position)
-    if ends:
+    if position < len(text):
+        # Only an added token swallows white space after itself; an ordinary one never does.
+        if text[position:].strip() or not (is_added and is_added[-1]):
+            raise _not_covered(text, position)
         ends[-1] = len(text)
     return ends
 

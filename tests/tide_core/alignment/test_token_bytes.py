@@ -183,6 +183,21 @@ def test_tokens_of_another_text_are_refused(qwen_folder: Path, text: str) -> Non
         token_spans(tokenizer, ids[:1], text.encode() + b" and more")
 
 
+def test_white_space_that_a_normaliser_strips_belongs_to_no_token(qwen_folder: Path) -> None:
+    tokenizer = load_tokenizer(qwen_folder)
+    tokenizer.normalizer = normalizers.Strip()
+    for text in ("  words", "words  ", "   "):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        with pytest.raises(AlignmentError, match="do not spell"):
+            token_spans(tokenizer, ids, text.encode())
+
+
+def test_a_base_token_that_is_raw_text_counts_its_own_bytes() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"漢 字": 0}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    assert token_bytes(tokenizer, [0]) == ["漢 字".encode()]
+
+
 def test_no_tokens_cover_no_text(qwen_folder: Path) -> None:
     assert token_spans(load_tokenizer(qwen_folder), [], b"").shape == (0, 2)
 

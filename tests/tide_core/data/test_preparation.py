@@ -398,6 +398,16 @@ def test_the_unicode_form_of_either_tokenizer_is_given_to_both(cross: Callable[.
     assert (composed.teacher_ids == decomposed.teacher_ids).all()
 
 
+def test_a_pair_without_unicode_forms_keeps_texts_as_they_are(
+    llada2_folder: Path, sentencepiece_folder: Path
+) -> None:
+    recipe = make_recipe(llada2_folder, sentencepiece_folder, CROSS)
+    sample = prepare_one(chat("q", "é e\u0301"), recipe)
+    assert sample.student_chunk_ids is not None
+    text = b"".join(chunk_texts(str(llada2_folder), sample.student_ids, sample.student_chunk_ids))
+    assert text == "é e\u0301".encode()
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it(cross: Callable[..., PairRecipe]) -> None:
     rows = rows_of([chat("q", answer) for answer in answers()] + [None, {"text": "plain"}])
     together = prepare_rows(rows, [SOURCE], cross())

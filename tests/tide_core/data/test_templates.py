@@ -168,6 +168,17 @@ def test_a_template_that_refuses_half_a_conversation_is_not_asked_for_a_prompt()
     assert rendered.answers[0].response_start == rendered.answers[0].start
 
 
+def test_a_template_that_refuses_marks_rejects_the_row() -> None:
+    source = (
+        "{% for m in messages %}"
+        "{% if m.content | length > 1 %}{{ raise_exception('one letter') }}{% endif %}<{{ m.content }}>"
+        "{% endfor %}"
+    )
+    with pytest.raises(UnusableRowError) as caught:
+        template(source).render_placed(chat("q", "a"))
+    assert caught.value.reason is RejectionReason.CONTENT_NOT_LOCATED
+
+
 def test_what_transformers_offers_to_templates_is_there() -> None:
     source = (
         "{%- for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
