@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tide_core.models.decoder import Decoder
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.mixture import MixtureFeedForward
+from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
 from workers.demo.conversations import tokenizer_texts
 from workers.demo.corpus import documented_functions
@@ -94,8 +95,8 @@ def _build_dense(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decod
 
 
 def _build_base(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decoder:
-    config = dense_config("qwen3", STUDENT_SIZE, tokenizer, plan, is_tied=True)
-    return DenseDecoder.from_config(config, seed=seed)
+    config = dense_config("a2d-qwen3", STUDENT_SIZE, tokenizer, plan, is_tied=True)
+    return BlockDiffusionStudent.from_config(config, seed=seed)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -111,7 +112,12 @@ RECIPES: dict[str, Recipe] = {
         (Stage(causal_loss, 1200), Stage(staircase_loss, 2200)),
         Settings(seed=12),
     ),
-    "student_base": Recipe(STUDENT, _build_base, (Stage(causal_loss, 1500),), Settings(seed=13)),
+    "student_base": Recipe(
+        STUDENT,
+        _build_base,
+        (Stage(causal_loss, 1200), Stage(staircase_loss, 1200)),
+        Settings(seed=13),
+    ),
 }
 
 

@@ -26,7 +26,7 @@ class DenseSize:
     feed_forward: int
 
 
-STUDENT_SIZE = DenseSize(layers=4, feed_forward=256)
+STUDENT_SIZE = DenseSize(layers=4, feed_forward=384)
 DENSE_TEACHER_SIZE = DenseSize(layers=6, feed_forward=384)
 
 
