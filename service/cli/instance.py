@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.errors import ConflictError, InvalidInputError
 
 _LOCK, _RECORD = "up.lock", "up.json"
 DEFAULT_FOLDER = ".tide"
@@ -47,9 +47,17 @@ class InstanceLock:
 
         Raises:
             AlreadyRunningError: somebody holds it; the message says who, and how to end it.
+            InvalidInputError: the folder cannot be written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = (self._folder / _LOCK).open("a")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = (self._folder / _LOCK).open("a")
+        except OSError as error:
+            raise InvalidInputError(
+                f"Cannot write to {self._folder}: {error.strerror}. Choose another --data-dir.",
+                code="data_dir_unusable",
+                param="data_dir",
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

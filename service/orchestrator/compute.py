@@ -81,9 +81,17 @@ class SubmissionState:
 
     @property
     def is_own_failure(self) -> bool:
-        """Whether the process ended itself with an error, as against having been killed or lost."""
+        """Whether the process ended with an exit code, as against having gone down with its node.
+
+        A process that was killed alone counts too: on a node that lives on, that was its use of memory.
+        """
+        return self.status is SubmissionStatus.FAILED and self.exit_code is not None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended the process."""
         code = self.exit_code
-        return self.status is SubmissionStatus.FAILED and code is not None and 0 < code <= 128
+        return code is not None and (code < 0 or code > 128)
 
 
 class ApplicationStatus(StrEnum):

@@ -101,6 +101,7 @@ class Observed:
         teacher: the pool's application.
         teacher_waited_seconds: how long the pool has not been ready.
         teacher_problem: why the teacher can never run here, with the figures; None when it can.
+        shortage: what the job asks for and the cluster does not have (yet), in words; None otherwise.
         has_room: whether the service may start one more job.
     """
 
@@ -109,6 +110,7 @@ class Observed:
     teacher: ApplicationState = ApplicationState(ApplicationStatus.ABSENT)  # noqa: RUF009
     teacher_waited_seconds: float = 0.0
     teacher_problem: str | None = None
+    shortage: str | None = None
     has_room: bool = True
 
     def submission(self, phase: Phase) -> SubmissionState:
@@ -174,10 +176,17 @@ def _provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Actio
         obstacle = _await_teacher(job, observed, limits)
         if obstacle is not None:
             return obstacle
-        return Advance(JobState.RUNNING, "The teacher is ready; training starts.")
+        return Advance(JobState.RUNNING, _with_shortage("The teacher is ready; training starts.", observed))
     if job.has_lease:
         return ReleaseLease("training asks no teacher")
-    return Advance(JobState.RUNNING, "Training starts; its objective asks no teacher.")
+    return Advance(
+        JobState.RUNNING, _with_shortage("Training starts; its objective asks no teacher.", observed)
+    )
+
+
+def _with_shortage(message: str, observed: Observed) -> str:
+    """A cluster may grow, so too few resources are no failure; but nobody should wonder why nothing moves."""
+    return message if observed.shortage is None else f"{message} {observed.shortage}"
 
 
 def _running(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
@@ -301,6 +310,9 @@ def _after_loss(
     job: JobSnapshot, phase: Phase, submission: SubmissionState, retry_in: JobState | None
 ) -> Action:
     if submission.is_own_failure:
+        if submission.was_killed:
+            message = f"The process of the {phase} phase was killed; most likely it took too much memory."
+            return _own_failure(job, "worker_killed", message, retry_in)
         message = f"The {phase} phase ended with exit code {submission.exit_code} and without a word."
         return _own_failure(job, "worker_crashed", message, retry_in)
     if submission.status is SubmissionStatus.NOT_FOUND:

@@ -79,6 +79,7 @@ class Observer:
             teacher=await self._teacher(pool) if pool else _ABSENT,
             teacher_waited_seconds=waited,
             teacher_problem=await self._problem(pool) if pool else None,
+            shortage=await self._shortage(spec) if job.state is JobState.PROVISIONING else None,
             has_room=has_room,
         )
         return Observation(job.state, job.attempt, cluster)
@@ -96,6 +97,22 @@ class Observer:
         return self._applications.get(pool.application, _ABSENT)
 
     async def _problem(self, pool: TeacherPool) -> str | None:
+        return await asyncio.to_thread(teacher_size.problem, pool, await self._size())
+
+    async def _shortage(self, spec: ResolvedJobSpec) -> str | None:
+        size, asked = await self._size(), spec.resources
+        cpus, gpus = (
+            asked.student_workers * asked.cpus_per_worker,
+            asked.student_workers * asked.gpus_per_worker,
+        )
+        if cpus <= size.cpus and gpus <= size.gpus:
+            return None
+        return (
+            f"It asks for {cpus:g} CPUs and {gpus:g} GPUs, and the whole cluster has {size.cpus:g} and "
+            f"{size.gpus:g}: it waits until the cluster grows, or for fewer 'resources.student_workers'."
+        )
+
+    async def _size(self) -> ClusterResources:
         if self._resources is None:
             self._resources = await self._compute.resources()
-        return await asyncio.to_thread(teacher_size.problem, pool, self._resources)
+        return self._resources

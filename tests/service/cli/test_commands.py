@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,15 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from typer.testing import CliRunner
 
 from service.app import create_app
 from service.cli import main as cli
+from service.cli.client import ControlPlane
+from service.cli.options import Output
 from service.cli.setting_flags import read_settings
 from service.cli.spec_file import read_spec
-from service.cli.watching import event_line, outcome
+from service.cli.watching import event_line, follow, outcome
 from service.observability.logging import configure_logging
 from service.orchestrator.embedded_ray import free_port
 from service.orchestrator.fake_compute import FakeCompute
@@ -169,7 +173,62 @@ class TestAgainstAControlPlane:
         assert "tide up" in answer.stderr
 
 
+class BrokenOnce(httpx.BaseTransport):
+    """A control plane that goes away in the middle of a stream and comes back."""
+
+    def __init__(self) -> None:
+        self.last_ids: list[str | None] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/stream"):
+            job = {"id": "job-1", "status": "succeeded", "error": None, "model": None, "data": []}
+            return httpx.Response(200, json=job)
+        self.last_ids.append(request.headers.get("Last-Event-ID"))
+        if len(self.last_ids) == 1:
+            return httpx.Response(200, stream=self._first())
+        return httpx.Response(200, text="event: done\ndata: {}\n\n")
+
+    def _first(self) -> httpx.SyncByteStream:
+        event = json.dumps(TestWatching.EVENT)
+
+        class Broken(httpx.SyncByteStream):
+            def __iter__(self) -> Iterator[bytes]:
+                yield f": ping\n\nid: 7\ndata: {event}\n\n".encode()
+                raise httpx.ReadError("gone")
+
+        return Broken()
+
+
 class TestWatching:
+    def test_goes_on_after_the_last_event_when_the_control_plane_comes_back(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        transport = BrokenOnce()
+        with ControlPlane("http://tide", transport=transport) as control:
+            assert follow(control, "job-1", Output.JSON) == 0
+        assert transport.last_ids == [None, "7"]
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line.get("type", line.get("status")) for line in lines] == ["teacher.slow", "succeeded"]
+
+    def test_ctrl_c_leaves_the_job_alone_and_says_so(self, url: str, job_body: dict[str, Any]) -> None:
+        job_id = httpx.post(f"{url}/v1/jobs", json=job_body).raise_for_status().json()["id"]
+        words = [sys.executable, "-m", "service.cli.main", "jobs", "watch", job_id, "--url", url]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert "accepted" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert f"tide jobs cancel {job_id}" in said
+        assert "Traceback" not in said
+        assert "is cancelling" in invoke("jobs", "cancel", job_id, "--url", url).stdout
+        answer = invoke("jobs", "watch", job_id, "--url", url)
+        assert answer.exit_code == 1
+        assert f"{job_id} is cancelled." in answer.stdout
+        assert (
+            json.loads(invoke("jobs", "get", job_id, "--url", url, "-o", "json").stdout)["status"]
+            == "cancelled"
+        )
+
     EVENT = {
         "created_at": "2026-01-01T10:20:30Z",
         "type": "teacher.slow",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from sqlalchemy import select
 
 from service.auth import service as auth
 from service.clock import utc_now
-from service.db import migrate
 from service.db.session import Database
 from service.events.tables import EventRow
 from service.identifiers import new_id
@@ -132,27 +129,21 @@ class World:
         self.compute.finish(submission_id(job_id, (await self.job(job_id)).attempt, phase), exit_code=1)
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file, to be copied."""
-    path = tmp_path_factory.mktemp("template") / "tide.db"
-
-    async def make() -> None:
-        database = Database(f"sqlite+aiosqlite:///{path}")
-        await migrate.upgrade(database)
-        await database.close()
-
-    asyncio.run(make())
-    return path
+@pytest.fixture
+def database_kind() -> str:
+    """SQLite alone, for speed; what depends on the database's locks is run on both."""
+    return "sqlite"
 
 
 @pytest.fixture
-async def world(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
-    shutil.copy(empty_database, tmp_path / "tide.db")
-    settings = Settings(data_dir=tmp_path, reconcile_interval_seconds=0.01, teacher_linger_seconds=0)
-    database = Database(settings.resolved_database_url)
-    yield World(database, FakeCompute(), settings)
-    await database.close()
+def world(tmp_path: Path, database: Database, database_url: str) -> World:
+    settings = Settings(
+        data_dir=tmp_path,
+        database_url=database_url,
+        reconcile_interval_seconds=0.01,
+        teacher_linger_seconds=0,
+    )
+    return World(database, FakeCompute(), settings)
 
 
 @pytest.fixture

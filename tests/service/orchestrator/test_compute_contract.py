@@ -146,6 +146,15 @@ async def test_a_submission_that_fails(cluster: Cluster) -> None:
     assert (state.status, state.exit_code, state.is_own_failure) == (SubmissionStatus.FAILED, 3, True)
 
 
+async def test_a_submission_that_is_killed(cluster: Cluster) -> None:
+    job = _submission("killed", "import os; os.kill(os.getpid(), 9)")
+    await cluster.compute.submit(job)
+    await cluster.settle(job.submission_id, -9)
+    state = await cluster.compute.status(job.submission_id)
+    assert state.is_own_failure
+    assert state.was_killed
+
+
 async def test_a_submission_that_is_stopped(cluster: Cluster) -> None:
     job = _submission("long", "import time; time.sleep(600)")
     await cluster.compute.submit(job)

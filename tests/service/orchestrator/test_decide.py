@@ -64,7 +64,7 @@ class TestEveryWorkingState:
 
     @pytest.mark.parametrize(
         ("status", "exit_code"),
-        [(T.NOT_FOUND, None), (T.STOPPED, None), (T.FAILED, None), (T.FAILED, -9), (T.FAILED, 137)],
+        [(T.NOT_FOUND, None), (T.STOPPED, None), (T.FAILED, None)],
     )
     def test_platform_losses_do_not_count(
         self, state: JobState, status: SubmissionStatus, exit_code: int | None
@@ -74,10 +74,12 @@ class TestEveryWorkingState:
         assert not action.counts
         assert action.target is RETRY_IN[state]
 
-    def test_a_crash_without_a_word_counts(self, state: JobState) -> None:
-        action = working(state, T.FAILED, 1)
+    @pytest.mark.parametrize(("exit_code", "word"), [(1, "exit code 1"), (-9, "memory"), (137, "memory")])
+    def test_a_crash_without_a_word_counts(self, state: JobState, exit_code: int, word: str) -> None:
+        action = working(state, T.FAILED, exit_code)
         assert isinstance(action, NextAttempt)
         assert action.counts
+        assert word in action.reason
 
     def test_success_without_a_report_is_a_loss(self, state: JobState) -> None:
         assert isinstance(working(state, T.SUCCEEDED, 0), NextAttempt)
@@ -147,6 +149,11 @@ class TestTeacher:
         action = decide(waiting, Observed(teacher=READY))
         assert isinstance(action, Advance)
         assert action.target is S.RUNNING
+
+    def test_a_cluster_that_is_too_small_is_said(self) -> None:
+        action = decide(job(S.PROVISIONING), Observed(teacher=READY, shortage="It asks for 9 CPUs."))
+        assert isinstance(action, Advance)
+        assert action.message.endswith("It asks for 9 CPUs.")
 
     def test_a_pool_that_grows_is_ready(self) -> None:
         growing = ApplicationState(ApplicationStatus.STARTING, ready_replicas=1)

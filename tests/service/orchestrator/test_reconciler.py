@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from service.clock import utc_now
+from service.events.tables import EventRow
 from service.jobs import service as job_service
 from service.jobs.tables import AttemptRow
 from service.orchestrator import leadership, snapshots
@@ -237,6 +240,32 @@ async def test_a_teacher_that_cannot_start_fails_its_jobs_and_is_taken_down(worl
     assert (job.state, job.error_code) == (JobState.FAILED, "teacher_failed_to_start")
     assert "bad weights" in job.error_message
     assert await world.compute.applications() == {}, "a pool that does not work does not linger"
+
+
+async def test_a_teacher_that_fits_nowhere_is_refused_before_anything_starts(
+    world: World, spec: Spec, tmp_path: Path
+) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(9 << 30)
+    reconciler = world.new_reconciler()
+    job_id = await world.add_job(spec(teacher=str(tmp_path)))
+    await until_quiet(reconciler)
+    await world.finish(job_id, Phase.PREPARE)
+    await until_quiet(reconciler)
+    job = await world.job(job_id)
+    assert (job.state, job.error_code) == (JobState.FAILED, "teacher_too_large")
+    assert "9.0 GiB" in job.error_message
+    assert "8.0 GiB" in job.error_message
+    assert await world.compute.applications() == {}
+    assert await world.live_leases() == []
+
+
+async def test_a_job_that_waits_for_a_larger_cluster_says_so(world: World, spec: Spec) -> None:
+    greedy = spec(resources={"student_workers": 64})
+    job_id, _ = await run_to(world, JobState.RUNNING, greedy)
+    async with world.database.read() as session:
+        query = select(EventRow.message).where(EventRow.job_id == job_id, EventRow.type == "job.running")
+        assert "64 CPUs" in (await session.scalar(query))
 
 
 async def test_the_queue_is_bounded(world: World) -> None:

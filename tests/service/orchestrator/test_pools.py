@@ -1,0 +1,139 @@
+"""Which teachers should run, how large they are, and whether they fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from service.orchestrator import pools, teacher_size
+from service.orchestrator.compute import ApplicationState, ApplicationStatus, ClusterResources
+from service.orchestrator.pools import PoolSnapshot
+from tide_core.contracts.job import TeacherSpec
+from tide_core.contracts.teacher import PoolState, TeacherPool
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LINGER = timedelta(minutes=5)
+GIB = 1 << 30
+LAPTOP = ClusterResources(nodes=1, cpus=4, gpus=0, largest_node_memory=8 * GIB, largest_gpu_memory=0)
+
+
+def pool(**changes: object) -> TeacherPool:
+    values = {"teacher": TeacherSpec(model="/t"), "replicas": 1, "gpus_per_replica": 0, "cpus_per_replica": 1}
+    return TeacherPool.model_validate(values | changes)
+
+
+def snapshot(
+    *replicas: int, state: PoolState = PoolState.READY, idle: timedelta = timedelta()
+) -> PoolSnapshot:
+    return PoolSnapshot(pool(), state, replicas, NOW - idle)
+
+
+def desired(*known: PoolSnapshot, observed: dict[str, ApplicationState] | None = None):
+    return pools.desired(known, observed or {}, now=NOW, linger=LINGER, storage="/s")
+
+
+def test_the_largest_lease_decides_the_size() -> None:
+    (application,) = desired(snapshot(2, 5, 3))
+    assert application.replicas == 5
+    assert application.arguments["storage"] == "/s"
+    assert (
+        TeacherPool.model_validate(
+            {name: value for name, value in application.arguments.items() if name != "storage"}
+        ).teacher.model
+        == "/t"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "idle", "is_wanted"),
+    [
+        (PoolState.READY, timedelta(minutes=4), True),
+        (PoolState.READY, timedelta(minutes=6), False),
+        (PoolState.UNHEALTHY, timedelta(), False),
+        (PoolState.STARTING, timedelta(), False),
+    ],
+)
+def test_only_what_works_lingers(state: PoolState, idle: timedelta, is_wanted: bool) -> None:
+    assert bool(desired(snapshot(state=state, idle=idle))) is is_wanted
+
+
+def test_a_running_pool_keeps_its_size_while_idle_and_its_placement_always() -> None:
+    (first,) = desired(snapshot(3))
+    running = {first.name: ApplicationState(ApplicationStatus.RUNNING, wanted=first)}
+    (idle,) = desired(snapshot(), observed=running)
+    assert idle.replicas == 3
+    greedy = dataclasses.replace(snapshot(3), pool=pool(cpus_per_replica=8))
+    assert desired(greedy, observed=running) == [first], "other CPUs would restart it under its users"
+
+
+def test_nothing_is_put_twice() -> None:
+    (application,) = desired(snapshot(1))
+    asked = {application.name: ApplicationState(ApplicationStatus.FAILED, wanted=application)}
+    assert not pools.must_put([application], asked)
+    assert pools.must_put([dataclasses.replace(application, replicas=2)], asked)
+    assert pools.must_put([], asked)
+    going = {application.name: ApplicationState(ApplicationStatus.DELETING, wanted=application)}
+    assert not pools.must_put([], going)
+    assert pools.must_put([application], going)
+
+
+@pytest.mark.parametrize(
+    ("status", "ready", "is_desired", "state"),
+    [
+        (ApplicationStatus.RUNNING, 1, True, PoolState.READY),
+        (ApplicationStatus.STARTING, 1, True, PoolState.READY),
+        (ApplicationStatus.STARTING, 0, True, PoolState.STARTING),
+        (ApplicationStatus.DELETING, 0, True, PoolState.STARTING),
+        (ApplicationStatus.FAILED, 0, True, PoolState.UNHEALTHY),
+        (ApplicationStatus.UNHEALTHY, 0, True, PoolState.UNHEALTHY),
+        (ApplicationStatus.RUNNING, 1, False, PoolState.STOPPING),
+        (ApplicationStatus.ABSENT, 0, False, PoolState.STOPPED),
+    ],
+)
+def test_states(status: ApplicationStatus, ready: int, is_desired: bool, state: PoolState) -> None:
+    assert pools.pool_state(ApplicationState(status, "", ready), is_desired=is_desired) is state
+
+
+class TestSize:
+    def write(self, folder: Path, size: int, dtype: str | None = "bfloat16") -> TeacherSpec:
+        folder.mkdir(exist_ok=True)
+        with (folder / "model-00001-of-00001.safetensors").open("wb") as file:
+            file.truncate(size)
+        (folder / "config.json").write_text(json.dumps({"torch_dtype": dtype} if dtype else {}))
+        return TeacherSpec(model=str(folder))
+
+    @pytest.mark.parametrize(
+        ("stored", "served", "is_on_gpu", "factor"),
+        [
+            ("bfloat16", "auto", False, 2.0),
+            ("bfloat16", "auto", True, 1.0),
+            ("float32", "bfloat16", False, 0.5),
+            (None, "auto", False, 1.0),
+        ],
+    )
+    def test_scaled_by_the_precision_that_is_served(
+        self, tmp_path: Path, stored: str | None, served: str, is_on_gpu: bool, factor: float
+    ) -> None:
+        teacher = self.write(tmp_path / "t", 1000, stored).model_copy(update={"dtype": served})
+        assert teacher_size.weight_bytes(teacher, is_on_gpu=is_on_gpu) == 1000 * factor
+
+    def test_too_large_for_the_largest_node(self, tmp_path: Path) -> None:
+        teacher = self.write(tmp_path / "t", 5 * GIB)
+        message = teacher_size.problem(pool(teacher=teacher), LAPTOP)
+        assert "10.0 GiB" in message
+        assert "8.0 GiB" in message
+        fits = self.write(tmp_path / "u", 4 * GIB)
+        assert teacher_size.problem(pool(teacher=fits), LAPTOP) is None
+
+    def test_gpu_memory_counts_with_gpus(self, tmp_path: Path) -> None:
+        teacher = self.write(tmp_path / "t", 100 * GIB)
+        node = dataclasses.replace(LAPTOP, gpus=8, largest_gpu_memory=80 * GIB)
+        assert "80.0 GiB" in teacher_size.problem(pool(teacher=teacher, gpus_per_replica=1), node)
+        assert teacher_size.problem(pool(teacher=teacher, gpus_per_replica=2), node) is None
+
+    def test_what_is_not_known_is_no_reason(self) -> None:
+        assert teacher_size.problem(pool(teacher=TeacherSpec(model="org/name")), LAPTOP) is None
