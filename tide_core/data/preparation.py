@@ -312,7 +312,7 @@ def _sample(
 ) -> PreparedSample | RejectionReason:
     """One sample, or why there is none."""
     student_ids, labels = _student_sequence(draft.student, recipe)
-    if not (labels[: len(draft.student.ids)] != IGNORED_LABEL).any():
+    if not (labels != IGNORED_LABEL).any():
         return RejectionReason.PROMPT_LONGER_THAN_LENGTH
     teacher_ids = draft.teacher.ids[: recipe.teacher_length]
     chunks = _without_special_tokens(chunks, draft, recipe, coverage)

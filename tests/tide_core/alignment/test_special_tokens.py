@@ -99,6 +99,15 @@ def test_a_word_is_no_special_token(tmp_path: Path) -> None:
     assert caught.value.param == "mask_token"
 
 
+def test_a_vocabulary_entry_that_no_text_encodes_to_is_no_special_token(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, [], tokenizer_config={"mask_token": "<|mask|>"})
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["model"]["vocab"]["<|mask|>"] = 256
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(TokenizerError, match="its own id: 256"):
+        find_special_tokens(folder)
+
+
 def test_an_id_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="mask_token_id 5000"):
         find_special_tokens(folder_with(tmp_path, [], config={"mask_token_id": 5000}))

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures_tokenizers import standard_library_texts
-from tokenizers import Tokenizer
+from fixtures_tokenizers import standard_library_texts, write_folder
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tide_core.alignment.bytes import token_bytes
 from tide_core.alignment.tokenizer_folder import load_tokenizer
@@ -250,6 +250,55 @@ def test_tokens_that_differ_for_the_same_bytes_are_counted(
     outcome = prepare_rows(rows_of([row]), [SOURCE], recipe)
     assert outcome.coverage.mismatched > 0
     assert prepare_rows(rows_of([row]), [SOURCE], shared()).coverage.mismatched == 0
+
+
+def byte_pairs(folder: Path, merges: list[tuple[str, str]], added: Sequence[str] = ()) -> Path:
+    """A tokenizer with merges written by hand."""
+    vocab = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken("<eos>", special=True), *added])
+    return write_folder(folder, tokenizer, None, eos_token="<eos>")
+
+
+def test_equal_ids_beyond_the_shared_vocabulary_are_not_compared(tmp_path: Path) -> None:
+    # "on" has one id on both sides, but before it an id means something else: logits are cut there.
+    student = byte_pairs(tmp_path / "student", [("t", "h"), ("x", "y"), ("o", "n")])
+    teacher = byte_pairs(tmp_path / "teacher", [("t", "h"), ("x", "z"), ("o", "n")])
+    recipe = make_recipe(student, teacher, SHARED)
+    assert recipe.shared_vocab == 257
+    sample = prepare_one({"text": "th on a"}, recipe)
+    assert sample.teacher_positions is not None
+    assert sample.teacher_positions[:6].tolist() == [0, 1, -1, 3, 4, -1]
+
+
+def test_the_same_byte_under_another_id_is_not_compared(tmp_path: Path) -> None:
+    student = byte_pairs(tmp_path / "student", [("t", "h")])
+    teacher = byte_pairs(tmp_path / "teacher", [("t", "h")], [" "])
+    outcome = prepare_rows(rows_of([{"text": "th a b"}]), [SOURCE], make_recipe(student, teacher, SHARED))
+    positions = outcome.samples[0].teacher_positions
+    assert positions is not None
+    assert positions[:5].tolist() == [0, -1, 2, -1, 4]
+    assert outcome.coverage.mismatched == 2
+
+
+def test_markup_that_looks_like_trimmed_white_space_is_no_content(
+    tmp_path: Path, qwen_folder: Path, llada2_folder: Path
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(llada2_folder, tmp_path / "trims"))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}\n{{ m.content | trim }}\n{% endfor %}"
+    )
+    recipe = make_recipe(qwen_folder, folder, CROSS)
+    sample = prepare_one(chat("q", "word\n"), recipe)
+    assert sample.student_chunk_ids is not None
+    text = b"".join(chunk_texts(str(qwen_folder), sample.student_ids, sample.student_chunk_ids))
+    assert text == b"word"
 
 
 def test_special_tokens_inside_an_answer_make_no_chunk(cross: Callable[..., PairRecipe]) -> None:

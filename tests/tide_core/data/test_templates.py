@@ -83,8 +83,16 @@ def test_an_answer_that_the_template_repeats_is_taken_at_its_place() -> None:
     # No generation prompt is a prefix of such a text, so the first place is taken.
     assert rendered.answers[0].start == 0
     source = LLADA2_TEMPLATE + "|{{ messages[-1].content }}"
-    rendered = template(source.replace("%}|{{", "%}|{{")).render_placed(chat("q", "echo"))
+    rendered = template(source).render_placed(chat("q", "echo"))
     assert rendered.text[: rendered.answers[0].start].endswith("ASSISTANT</role>")
+
+
+def test_answers_stand_in_the_order_of_their_turns() -> None:
+    source = "{{ messages[-1].content }}|" + LLADA2_TEMPLATE
+    rendered = template(source).render_placed(chat("q", "first", "q", "last"), every_answer=True)
+    # The quotation of the last answer stands before the first answer, so it is not its place.
+    assert [found(rendered, 0), found(rendered, 1)] == ["first", "last"]
+    assert rendered.answers[1].start == rendered.text.rindex("last")
 
 
 def test_of_a_rewritten_answer_the_unchanged_part_is_kept() -> None:
