@@ -14,7 +14,9 @@ from service.events.tables import EventRow
 from service.jobs import service as job_service
 from service.jobs.tables import AttemptRow
 from service.orchestrator import leadership, snapshots
+from service.orchestrator.actions import AcquireLease, Stop, Submit
 from service.orchestrator.compute import ApplicationStatus, ComputeUnavailableError, SubmissionStatus
+from service.orchestrator.execution import Executor
 from service.orchestrator.reconciler import Reconciler
 from service.teachers import service as teacher_service
 from tests.service.orchestrator.conftest import World
@@ -316,6 +318,24 @@ async def test_a_leader_that_lost_its_lease_writes_nothing(world: World) -> None
     with pytest.raises(leadership.LeadershipLostError):
         await old.look()
     assert (await world.job(job_id)).state is JobState.RUNNING
+
+
+async def test_what_was_decided_for_an_older_version_is_dropped(world: World) -> None:
+    """A cancel that comes between the decision and the deed: nothing is started for it."""
+    reconciler = world.new_reconciler()
+    job_id = await world.add_job()
+    await reconciler.look()
+    held = reconciler._leadership
+    old = (await world.job(job_id)).version
+    async with world.database.write() as session:
+        await job_service.cancel(session, job_id)
+    submitted = set(world.compute.submissions)
+    executor = Executor(world.database, world.compute, world.settings, held)
+    for action in (Submit(Phase.TRAIN), Stop(Phase.PREPARE, "late"), AcquireLease()):
+        with pytest.raises(ConflictError, match="changed"):
+            await executor.execute(job_id, old, action)
+    assert set(world.compute.submissions) == submitted
+    assert await world.live_leases() == []
 
 
 async def test_a_restarted_control_plane_leads_at_once_after_a_clean_end(world: World) -> None:
