@@ -1,0 +1,27 @@
+{{/* What a schema cannot say. */}}
+{{- define "tide.checks" -}}
+{{- if and .Values.ray.faultTolerance.enabled (not .Values.ray.faultTolerance.redisAddress) -}}
+{{- fail "ray.faultTolerance.enabled needs ray.faultTolerance.redisAddress (redis://host:6379)" -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.enabled needs httpRoute.parentRefs: the gateway that the route hangs on" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (or .Values.ingress.enabled .Values.httpRoute.enabled) (not .Values.networkPolicy.clients) -}}
+{{- fail "an ingress or route needs networkPolicy.clients: the ingress controller's pods or namespace, or nobody can connect" -}}
+{{- end -}}
+{{- $groups := 0 -}}
+{{- range $name, $group := .Values.ray.workerGroups -}}
+{{- if $group.enabled -}}
+{{- $groups = add1 $groups -}}
+{{- if gt (int $group.minReplicas) (int $group.maxReplicas) -}}
+{{- fail (printf "ray.workerGroups.%s: minReplicas is above maxReplicas" $name) -}}
+{{- end -}}
+{{- if and (gt (int $group.gpus) 0) (eq $group.image "cpu") -}}
+{{- fail (printf "ray.workerGroups.%s has GPUs and the image without CUDA: set image: cuda" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not $groups -}}
+{{- fail "enable at least one of ray.workerGroups: the head runs no work" -}}
+{{- end -}}
+{{- end -}}
