@@ -10,6 +10,12 @@ from tide_core.contracts.errors import TideError
 from tide_core.contracts.job import Resources
 
 
+class WorkerLostError(TideError):
+    """A process that worked for this phase is gone (a node, memory, a kill): another try may well work."""
+
+    code = "worker_lost"
+
+
 def connect() -> None:
     """Join the cluster that this Ray job runs on (once a process)."""
     import ray

@@ -15,13 +15,14 @@ import structlog
 from tide_core.contracts.errors import InvalidInputError, RetryableScoreError, TideError
 from tide_core.contracts.reporting import AnyReport, AttemptBrief, Failed, Finished
 from tide_core.contracts.states import Phase
+from workers.cluster import WorkerLostError
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import AttemptFencedError, ControlPlane
 
 log = structlog.get_logger(__name__)
 
 CLOSING_SECONDS = 120.0
-RETRYABLE = (RetryableScoreError,)
+RETRYABLE = (RetryableScoreError, WorkerLostError)
 
 PhaseFunction = Callable[[AttemptBrief], dict[str, Any]]
 

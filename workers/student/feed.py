@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8, UInt16
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt16
 from torch import Tensor
 
 from tide_core.contracts.errors import AlignmentError
@@ -231,7 +231,7 @@ class MicroBatch:
         return replace(moved, layout=_moved(self.layout, device), match=_moved(self.match, device))
 
 
-Part = TypeVar("Part", MicroBatch, CompactLayout, ChunkMatch | PositionMatch)
+Part = TypeVar("Part", "MicroBatch", "NoisyInputs", CompactLayout, ChunkMatch | PositionMatch)
 
 
 def _moved(part: Part, device: torch.device) -> Part:
@@ -243,32 +243,64 @@ def collate(
     drawn: Sequence[DrawnSample], recipe: Recipe, *, mask_token_id: int, shared_vocab: int
 ) -> MicroBatch:
     """Put drawn samples into one forward."""
-    lengths = [item.sample.student_ids.size for item in drawn]
-    clean = np.zeros((len(drawn), max(lengths)), dtype=np.int64)
-    is_masked = np.zeros(clean.shape, dtype=np.bool_)
-    for row, item in enumerate(drawn):
-        clean[row, : lengths[row]] = item.sample.student_ids
-        is_masked[row, : lengths[row]] = item.corruption.is_masked
-    clean_ids = torch.from_numpy(clean)
-    layout = compact_layout(torch.from_numpy(is_masked), torch.tensor(lengths), recipe.block_size)
-    source = layout.source_position[layout.masked_row, layout.masked_column]
+    inputs = noisy_inputs(
+        [item.sample.student_ids for item in drawn],
+        [item.corruption.is_masked for item in drawn],
+        block_size=recipe.block_size,
+        mask_token_id=mask_token_id,
+    )
     match: ChunkMatch | PositionMatch
     if recipe.pipeline is Pipeline.CROSS_TOKENIZER:
-        match = _match_chunks(drawn)
+        match = match_chunks(drawn)
     else:
-        match = _match_positions(drawn, shared_vocab)
+        match = match_positions(drawn, shared_vocab)
     return MicroBatch(
-        layout=layout,
-        input_ids=layout.input_ids(clean_ids, mask_token_id),
-        target_ids=clean_ids[layout.masked_row, source],
-        masked_row=layout.masked_row,
-        masked_index=layout.masked_index,
+        layout=inputs.layout,
+        input_ids=inputs.input_ids,
+        target_ids=inputs.target_ids,
+        masked_row=inputs.layout.masked_row,
+        masked_index=inputs.layout.masked_index,
         t=torch.tensor([item.corruption.t for item in drawn], dtype=torch.float32),
         row_maskable=torch.tensor([item.corruption.maskable_tokens for item in drawn]),
         counts=_counts(drawn),
         match=match,
         request=_request(drawn, recipe) if recipe.want is not None else None,
-        tokens=sum(lengths),
+        tokens=sum(item.sample.student_ids.size for item in drawn),
+    )
+
+
+@dataclass(frozen=True)
+class NoisyInputs:
+    """Sequences in the compact layout: what the student reads, and the clean tokens at the masked places."""
+
+    layout: CompactLayout
+    input_ids: Int64[Tensor, "batch kept"]
+    target_ids: Int64[Tensor, " masked"]
+
+    def to(self, device: torch.device) -> NoisyInputs:
+        """The same on a device."""
+        return replace(_moved(self, device), layout=_moved(self.layout, device))
+
+
+def noisy_inputs(
+    ids: Sequence[Int32[np.ndarray, "..."]],
+    masks: Sequence[Bool[np.ndarray, "..."]],
+    *,
+    block_size: int,
+    mask_token_id: int,
+) -> NoisyInputs:
+    """Lay out sequences of any lengths with their masks."""
+    lengths = [row.size for row in ids]
+    clean = np.zeros((len(ids), max(lengths)), dtype=np.int64)
+    is_masked = np.zeros(clean.shape, dtype=np.bool_)
+    for number, (row, mask) in enumerate(zip(ids, masks, strict=True)):
+        clean[number, : lengths[number]] = row
+        is_masked[number, : lengths[number]] = mask
+    clean_ids = torch.from_numpy(clean)
+    layout = compact_layout(torch.from_numpy(is_masked), torch.tensor(lengths), block_size)
+    source = layout.source_position[layout.masked_row, layout.masked_column]
+    return NoisyInputs(
+        layout, layout.input_ids(clean_ids, mask_token_id), clean_ids[layout.masked_row, source]
     )
 
 
@@ -281,7 +313,12 @@ def _counts(drawn: Sequence[DrawnSample]) -> Normalisers:
     )
 
 
-def _match_chunks(drawn: Sequence[DrawnSample]) -> ChunkMatch:
+def match_chunks(drawn: Sequence[DrawnSample]) -> ChunkMatch:
+    """How the answers about a batch's masked chunks map onto its masked student tokens.
+
+    Raises:
+        AlignmentError: a masked chunk without a teacher token.
+    """
     masked_chunk, chunk_row, answer_chunk = [], [], []
     first = 0
     for row, item in enumerate(drawn):
@@ -306,7 +343,8 @@ def _match_chunks(drawn: Sequence[DrawnSample]) -> ChunkMatch:
     )
 
 
-def _match_positions(drawn: Sequence[DrawnSample], shared_vocab: int) -> PositionMatch:
+def match_positions(drawn: Sequence[DrawnSample], shared_vocab: int) -> PositionMatch:
+    """How the answers about a batch's masked teacher tokens map onto its masked student tokens."""
     masked_index, answer_row = [], []
     masked_before = answers_before = 0
     for item in drawn:
@@ -326,21 +364,44 @@ def _match_positions(drawn: Sequence[DrawnSample], shared_vocab: int) -> Positio
 
 
 def _request(drawn: Sequence[DrawnSample], recipe: Recipe) -> ScoreRequest | None:
-    # A sequence without a masked token would cost a forward and answer nothing.
-    asked = [item for item in drawn if item.groups.any()]
-    if not asked or recipe.want is None:
+    if recipe.want is None:
         return None
-    lengths = [item.groups.size for item in asked]
-    return ScoreRequest(
-        token_ids=np.concatenate([item.sample.teacher_ids for item in asked]).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        groups=np.concatenate([item.groups for item in asked]),
+    return score_request(
+        [(item.sample.teacher_ids, item.groups) for item in drawn],
         layout=recipe.layout,
         want=recipe.want,
         block_size=recipe.block_size,
         job_id=recipe.job_id,
         weight=recipe.weight,
         fingerprint=recipe.fingerprint,
+    )
+
+
+def score_request(
+    sequences: Sequence[tuple[Int32[np.ndarray, "..."], UInt8[np.ndarray, "..."]]],
+    *,
+    layout: Layout,
+    want: Want,
+    block_size: int,
+    job_id: str = "",
+    weight: float = 1.0,
+    fingerprint: str | None = None,
+) -> ScoreRequest | None:
+    """One question about pairs of (ids, groups), or None when nothing is masked in any of them."""
+    # A sequence without a masked token would cost a forward and answer nothing.
+    asked = [(ids, groups) for ids, groups in sequences if groups.any()]
+    if not asked:
+        return None
+    return ScoreRequest(
+        token_ids=np.concatenate([ids for ids, _ in asked]).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum([groups.size for _, groups in asked])]).astype(np.int64),
+        groups=np.concatenate([groups for _, groups in asked]),
+        layout=layout,
+        want=want,
+        block_size=block_size,
+        job_id=job_id,
+        weight=weight,
+        fingerprint=fingerprint,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,6 +55,7 @@ class Run:
         reporter: on trainer 0; None elsewhere.
         store: where states are saved.
         autocast: dtype of the forward pass, None for the weights' own.
+        probe: measures the student on held-out sequences; on trainer 0, where the spec asks for it.
     """
 
     spec: ResolvedJobSpec
@@ -68,14 +70,31 @@ class Run:
     reporter: Reporter | None
     store: CheckpointStore
     autocast: torch.dtype | None = None
+    probe: Callable[[BlockDiffusionStudent], dict[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """How fast this attempt trained, over its steps but the first (which warms up).
+
+    Attributes:
+        seconds_per_step: mean.
+        tokens_per_second: student tokens of all trainers.
+        teacher_wait_ratio: share of the time in which a trainer stood waiting for the teacher.
+    """
+
+    seconds_per_step: float = 0.0
+    tokens_per_second: float = 0.0
+    teacher_wait_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: after which step, and whether because it was asked to stop."""
+    """How training ended: after which step, how fast, and whether because it was asked to stop."""
 
     state: TrainingState
     is_stopped: bool
+    speeds: Speeds
 
 
 def train(run: Run) -> Outcome:
@@ -125,8 +144,9 @@ def train(run: Run) -> Outcome:
             journal.record(state, answered, result, progress, rate)
             if state.step % run.spec.checkpoints.every_steps == 0 and state.step < total:
                 _save(run, optimizer, state)
+            _probe(run, state)
     _save(run, optimizer, state)
-    return Outcome(state, is_stopping)
+    return Outcome(state, is_stopping, journal.speeds())
 
 
 def _stepper(run: Run, optimizer: torch.optim.Optimizer) -> Stepper:
@@ -198,6 +218,16 @@ def _save(run: Run, optimizer: torch.optim.Optimizer, state: TrainingState) -> N
         run.reporter.send(CheckpointDeleted(step=old.step, location=old.location))
 
 
+def _probe(run: Run, state: TrainingState) -> None:
+    """Measure on held-out sequences every so many steps; the other trainers wait at the next sum."""
+    every = run.spec.evaluation.every_steps
+    if run.probe is None or run.reporter is None or every is None or state.step % every:
+        return
+    run.student.eval()
+    run.reporter.send(Metrics(step=state.step, values=run.probe(run.student)))
+    run.student.train()
+
+
 class _Journal:
     """Turns steps into metrics and progress, on trainer 0."""
 
@@ -205,6 +235,7 @@ class _Journal:
         self._run = run
         self._total = total
         self._watch = Stopwatch()
+        self._steps: list[tuple[float, int, float]] = []
         self._meter = (
             ProgressMeter(run.reporter, Phase.TRAIN, "training", total) if run.reporter is not None else None
         )
@@ -225,6 +256,7 @@ class _Journal:
     ) -> None:
         """Report one step."""
         seconds = self._watch.lap()
+        self._steps.append((seconds, result.tokens, step.teacher_wait_seconds))
         if self._run.reporter is None or self._meter is None:
             return
         counts = result.counts
@@ -244,6 +276,14 @@ class _Journal:
             values["lambda"] = trust
         self._run.reporter.send(Metrics(step=state.step, values=values))
         self._meter.update(state.step)
+
+    def speeds(self) -> Speeds:
+        """Means over the steps so far."""
+        steps = self._steps[1:] or self._steps
+        if not steps:
+            return Speeds()
+        seconds, tokens, waits = (sum(column) for column in zip(*steps, strict=True))
+        return Speeds(seconds / len(steps), tokens / seconds, waits / seconds)
 
     def _mean_lambda(self, step: DrawnStep, progress: Progress) -> float | None:
         """Mean of ``lambda_t`` over this trainer's sequences, of the first TIDAL term."""

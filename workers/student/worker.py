@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError
-from tide_core.contracts.job import Hyperparameters, ResolvedJobSpec
+from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Note
 from tide_core.data.batches import BatchPlan
@@ -20,6 +21,7 @@ from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
 from workers.cluster import worker_threads
+from workers.evaluation.held_out import held_out_set, measure
 from workers.preparation.location import open_prepared
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
@@ -34,6 +36,7 @@ from workers.student.feed import recipe_for
 from workers.student.initial import initial_location
 from workers.student.loop import Outcome, Run, spec_digest, train
 from workers.student.manifest import write_manifest
+from workers.student.precision import autocast_dtype
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +97,7 @@ def run_trainer(
         reporter=reporter,
         store=CheckpointStore(f"{brief.folder}/checkpoints", brief.spec.checkpoints.keep),
         autocast=autocast,
+        probe=_probe(brief.spec, dataset, student, initial),
     )
     ready = time.monotonic()
     log.info("training.ready", rank=collective.rank, device=str(device), seconds=ready - began)
@@ -130,24 +134,13 @@ def _conclude(
             "device": str(run.student.device),
             "autocast": str(run.autocast).removeprefix("torch.") if run.autocast else "none",
             "spec_digest": run.spec_digest,
+            "speeds": vars(outcome.speeds),
         },
         "teacher_fingerprint": fingerprint,
         "export": location,
     }
     write_manifest(brief, **facts)
     return {"stopped": False, "steps": steps, "seconds": seconds, "export": location, "bytes": size}
-
-
-def autocast_dtype(hyper: Hyperparameters, device: torch.device) -> torch.dtype | None:
-    """dtype of the student's forward: bfloat16 where asked for, or where the device computes in it."""
-    match hyper.precision:
-        case "float32":
-            return None
-        case "bfloat16":
-            return torch.bfloat16
-        case "auto":
-            has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            return torch.bfloat16 if has_bfloat16 else None
 
 
 def _dataset(brief: AttemptBrief) -> PreparedDataset:
@@ -166,6 +159,23 @@ def _plan(spec: ResolvedJobSpec, dataset: PreparedDataset) -> BatchPlan:
         weights=[source.weight for source in spec.data.sources],
         rows=dataset.manifest.rows,
     )
+
+
+def _probe(
+    spec: ResolvedJobSpec, dataset: PreparedDataset, student: BlockDiffusionStudent, tokenizer: Path
+) -> Callable[[BlockDiffusionStudent], dict[str, float]] | None:
+    """The held-out measurement during training; the teacher is not asked for it."""
+    if not spec.evaluation.enabled or spec.evaluation.every_steps is None or not len(dataset.held_out):
+        return None
+    samples = dataset.held_out[: spec.data.held_out.limit]
+    held_out = held_out_set(spec, samples, tokenizer, student.mask_token_id)
+
+    def probe(model: BlockDiffusionStudent) -> dict[str, float]:
+        figures = measure(held_out, {"student": model}, None)["student"].figures()
+        named = {f"held_out/{name}": value for name, value in figures.items()}
+        return named | {"held_out/nelbo": figures["nelbo_per_token"]}
+
+    return probe
 
 
 def _transport(brief: AttemptBrief, stack: ExitStack) -> ScoreTransport | None:

@@ -1,0 +1,43 @@
+"""The evaluate phase: on a worker with the resources of a trainer, never on the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tide_core.contracts.reporting import AttemptBrief
+from workers.cluster import WorkerLostError, connect, own_error, worker_environment, worker_threads
+
+
+def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
+    """Evaluate on the cluster; the result is the report.
+
+    Raises:
+        TideError: what the evaluation raised.
+    """
+    import ray
+    import ray.exceptions
+
+    connect()
+    resources = brief.spec.resources
+    task = ray.remote(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        # A lost task is a lost attempt, and that is the reconciler's to repeat.
+        max_retries=0,
+        runtime_env=worker_environment(worker_threads(resources)),
+    )(_evaluate)
+    try:
+        report: dict[str, Any] = ray.get(task.remote(brief.model_dump_json()))
+    except Exception as error:
+        ours = own_error(error)
+        if ours is None and not isinstance(error, ray.exceptions.RayTaskError):
+            kind = type(error).__name__
+            ours = WorkerLostError(f"The evaluation's worker was lost: {kind}.")
+        raise ours or error from error
+    return report
+
+
+def _evaluate(brief_json: str) -> dict[str, Any]:
+    from workers.evaluation.worker import evaluate_on_worker
+
+    return evaluate_on_worker(AttemptBrief.model_validate_json(brief_json))
