@@ -14,6 +14,8 @@ import torch
 from tide_core.contracts.job import (
     DataSource,
     DataSpec,
+    EvaluationSpec,
+    ExactMatchTask,
     HeldOut,
     Hyperparameters,
     JobSpec,
@@ -27,6 +29,7 @@ from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Failed,
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool, pool_for
 from tide_core.data.prepare import serial_map
+from workers.evaluation.report import read_sequences
 from workers.main import phase_function, run_phase
 from workers.preparation.driver import prepare_for_job
 from workers.reporting.fake_control import FakeControlPlane
@@ -77,6 +80,15 @@ class Workplace:
                     student_length=64,
                 ),
                 hyperparameters=Hyperparameters(**(settings | hyper)),
+                evaluation=EvaluationSpec(
+                    timesteps=2,
+                    every_steps=3,
+                    exact_match=ExactMatchTask(
+                        source=DataSource(location=str(self.folder / "rows.jsonl")),
+                        limit=6,
+                        max_new_tokens=12,
+                    ),
+                ),
                 resources=Resources(student_workers=workers, cpus_per_worker=0.5, cpus_per_teacher=0.5),
             ),
             pipeline=Pipeline.CROSS_TOKENIZER,
@@ -138,7 +150,7 @@ def control(workplace: Workplace) -> Iterator[FakeControlPlane]:
 
 def run(control: FakeControlPlane, brief: AttemptBrief) -> Finished | Failed:
     control.assign(brief)
-    return run_phase(brief, phase_function(Phase.TRAIN))
+    return run_phase(brief, phase_function(brief.phase))
 
 
 def test_one_trainer_and_two_give_the_same_losses(control: FakeControlPlane, workplace: Workplace) -> None:
@@ -149,8 +161,10 @@ def test_one_trainer_and_two_give_the_same_losses(control: FakeControlPlane, wor
         assert isinstance(last_word, Finished), last_word
         assert last_word.result["steps"] == 6
         curves[workers] = control.series("loss")
-        assert [metrics.step for metrics in control.of_type(Metrics)] == [1, 2, 3, 4, 5, 6]
+        trained = [metrics.step for metrics in control.of_type(Metrics) if "loss" in metrics.values]
+        assert trained == [1, 2, 3, 4, 5, 6]
         assert any(note.code == "teacher.attested" for note in control.of_type(Note))
+        assert len(control.series("held_out/nelbo")) == 2
     assert curves[2] == pytest.approx(curves[1], rel=1e-4)
     _export_loads(Path(workplace.brief("w2", workers=2).folder))
 
@@ -179,6 +193,28 @@ def _export_loads(folder: Path) -> None:
     assert manifest["teacher_fingerprint"]
     assert manifest["versions"]["torch"] == torch.__version__
     assert "tide_cross" in (model_folder / "README.md").read_text()
+
+
+def test_the_evaluation_of_a_trained_student(control: FakeControlPlane, workplace: Workplace) -> None:
+    """Needs the student that the test before has trained."""
+    brief = workplace.brief("w1", workers=1).model_copy(update={"phase": Phase.EVALUATE})
+    last_word = run(control, brief)
+    assert isinstance(last_word, Finished), last_word
+    report = last_word.result
+    assert json.loads((Path(brief.folder) / "report.json").read_text()) == report
+    assert set(report["models"]) == {"start", "student", "teacher"}
+    start, student = report["models"]["start"], report["models"]["student"]
+    assert student["nelbo_per_token"] < start["nelbo_per_token"], (
+        "six steps teach the closing tokens at least"
+    )
+    assert {"reverse_chunk_kl_to_teacher", "content_nelbo_per_byte", "masked_token_accuracy"} <= set(student)
+    assert all(figures["exact_match"]["count"] == 6 for figures in report["models"].values())
+    assert report["sizes"]["teacher_parameters"] > 0
+    assert report["speeds"]["seconds_per_step"] > 0
+    sequences = read_sequences(Path(report["sequences"]).read_bytes())
+    ratio = sequences["student/nll"].sum() / sequences["student/tokens"].sum()
+    assert ratio == pytest.approx(student["nelbo_per_token"])
+    assert control.series("held_out/nelbo") == [student["nelbo_per_token"]]
 
 
 def test_an_error_of_a_trainer_keeps_its_code(control: FakeControlPlane, workplace: Workplace) -> None:
