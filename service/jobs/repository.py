@@ -72,6 +72,40 @@ async def count_by_state(session: AsyncSession) -> dict[JobState, int]:
     return dict.fromkeys(JobState, 0) | {state: count for state, count in rows.all()}  # noqa: C416
 
 
+async def count_failures(session: AsyncSession) -> dict[str, int]:
+    """How many jobs failed with each error code."""
+    query = select(JobRow.error_code, func.count()).where(JobRow.state == JobState.FAILED)
+    rows = await session.execute(query.group_by(JobRow.error_code))
+    return {code or "unknown": count for code, count in rows.all()}
+
+
+async def open_phase_runs(session: AsyncSession) -> Sequence[PhaseRunRow]:
+    """Phases of present attempts that the cluster took and that have not ended."""
+    query = (
+        select(PhaseRunRow)
+        .join(JobRow, (JobRow.id == PhaseRunRow.job_id) & (JobRow.attempt == PhaseRunRow.attempt))
+        .where(JobRow.state.not_in(TERMINAL_STATES), PhaseRunRow.submitted_at.is_not(None))
+        .where(PhaseRunRow.ended_at.is_(None))
+    )
+    return (await session.scalars(query)).all()
+
+
+async def newest_metrics(session: AsyncSession, job_id: str) -> Sequence[tuple[str, int, float]]:
+    """(name, step, value) of the newest training step and of the newest held-out evaluation."""
+    found: list[tuple[str, int, float]] = []
+    for anchor in ("loss", "held_out/nelbo"):  # one index look-up each, however long the series are
+        step = await session.scalar(
+            select(func.max(MetricRow.step)).where(MetricRow.job_id == job_id, MetricRow.name == anchor)
+        )
+        if step is not None:
+            kind = MetricRow.name.like("held_out/%")
+            query = select(MetricRow.name, MetricRow.step, MetricRow.value).where(
+                MetricRow.job_id == job_id, MetricRow.step == step, kind if "/" in anchor else ~kind
+            )
+            found += [(name, at, value) for name, at, value in (await session.execute(query)).all()]
+    return found
+
+
 async def phase_run(session: AsyncSession, job_id: str, attempt: int, phase: Phase) -> PhaseRunRow | None:
     """What is known of a phase of an attempt, or None before it began."""
     return await session.get(PhaseRunRow, (job_id, attempt, phase))

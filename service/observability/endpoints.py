@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.dependencies import Context, ReadSession
-from service.observability.health import readiness
+from service.api.errors import error_responses
+from service.observability.health import ALL_CHECKS, readiness
 from service.observability.metrics import exposition
-from service.observability.schemas import Health, Readiness
+from service.observability.readings import readings
+from service.observability.schemas import CheckName, Health, Readiness
 
 router = APIRouter(tags=["observability"])
 
@@ -20,16 +24,23 @@ async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "Something is missing."}})
-async def readyz(context: Context, response: Response) -> Readiness:
+@router.get(
+    "/readyz",
+    responses={503: {"model": Readiness, "description": "Something is missing."}} | error_responses(422),
+)
+async def readyz(
+    context: Context,
+    response: Response,
+    check: Annotated[list[CheckName] | None, Query(description="Look at these alone.")] = None,
+) -> Readiness:
     """The database, the reconciler and Ray, each by name."""
-    result = await readiness(context)
+    result = await readiness(context, frozenset(check) if check else ALL_CHECKS)
     if result.status != "ready":
         response.status_code = 503
     return result
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(session: ReadSession) -> Response:
+async def metrics(context: Context, session: ReadSession) -> Response:
     """Metrics in Prometheus' text format."""
-    return Response(await exposition(session), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(await readings(context, session)), media_type=CONTENT_TYPE_LATEST)

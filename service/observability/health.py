@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Literal
+from collections.abc import Awaitable, Callable
+from typing import get_args
 
 from sqlalchemy import text
 
 from service.api.dependencies import AppContext
-from service.observability.schemas import Check, Readiness
+from service.observability.schemas import Check, CheckName, Readiness
 
+ALL_CHECKS: frozenset[CheckName] = frozenset(get_args(CheckName))
 _PATIENCE_SECONDS = 5.0
 _RECONCILER_PATIENCE_SECONDS = 30.0
 
 
-async def readiness(context: AppContext) -> Readiness:
-    """Look at the database, the reconciler and the cluster, at the same time."""
-    checks = list(
-        await asyncio.gather(
-            _check("database", _database_answers(context)),
-            _check("reconciler", _reconciler_works(context)),
-            _check("ray", _ray_answers(context)),
-        )
-    )
+async def readiness(context: AppContext, wanted: frozenset[CheckName] = ALL_CHECKS) -> Readiness:
+    """Look at the database, the reconciler and the cluster (or some of them), at the same time."""
+    probes: dict[CheckName, Callable[[AppContext], Awaitable[str | None]]] = {
+        "database": _database_answers,
+        "reconciler": _reconciler_works,
+        "ray": _ray_answers,
+    }
+    looks = [_check(name, probe(context)) for name, probe in probes.items() if name in wanted]
+    checks = list(await asyncio.gather(*looks))
     is_ready = all(check.is_ready for check in checks)
     return Readiness(status="ready" if is_ready else "not_ready", checks=checks)
 
 
-async def _check(name: Literal["database", "reconciler", "ray"], probe: Awaitable[str | None]) -> Check:
+async def _check(name: CheckName, probe: Awaitable[str | None]) -> Check:
     try:
         problem = await asyncio.wait_for(probe, _PATIENCE_SECONDS)
     except TimeoutError:

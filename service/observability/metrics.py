@@ -1,13 +1,16 @@
-"""Prometheus metrics of the control plane: prefix `tide_`, base units, bounded labels."""
+"""Prometheus metrics of the control plane: prefix `tide_`, base units, bounded labels.
+
+What happens in this process is counted in `REGISTRY`; what the database and the reconciler hold is read at
+each scrape (`GAUGES`). The series of a job die with it: the unfinished jobs bound their number. Their label
+is `job_id`: `job` is Prometheus' own.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from sqlalchemy.ext.asyncio import AsyncSession
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from service.jobs import repository as jobs
-from service.teachers import repository as teachers
-from tide_core.contracts.teacher import PoolState
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter(
@@ -23,36 +26,71 @@ REQUEST_SECONDS = Histogram(
 REPORTS = Counter("tide_reports_stored_total", "Reports of workers stored.", ("type",), registry=REGISTRY)
 
 
+@dataclass(frozen=True, slots=True)
+class GaugeDescription:
+    """A gauge that is read at each scrape: what it means and its labels."""
+
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+GAUGES: dict[str, GaugeDescription] = {
+    "tide_jobs": GaugeDescription("Jobs by state.", ("state",)),
+    "tide_jobs_failed": GaugeDescription("Failed jobs by error code.", ("code",)),
+    "tide_queue_oldest_age_seconds": GaugeDescription("Age of the oldest queued job; 0 without one."),
+    "tide_teachers": GaugeDescription("Teacher pools by state.", ("state",)),
+    "tide_teacher_ready_replicas": GaugeDescription("Replicas of a pool that answer.", ("application",)),
+    "tide_teacher_leases": GaugeDescription("Leases that jobs hold on teachers."),
+    "tide_reconciler_is_leader": GaugeDescription("1 when this control plane is the one that acts."),
+    "tide_reconciler_look_age_seconds": GaugeDescription("Time since the reconciler's last look ended."),
+    "tide_database_connections": GaugeDescription(
+        "Connections of the pool: in use, or open and idle.", ("state",)
+    ),
+    "tide_job_progress_ratio": GaugeDescription("Share of the present phase done.", ("job_id", "phase")),
+    "tide_job_eta_seconds": GaugeDescription("Expected rest of the present phase.", ("job_id", "phase")),
+    "tide_job_attempt": GaugeDescription("Number of the present attempt.", ("job_id",)),
+    "tide_job_report_age_seconds": GaugeDescription(
+        "Time since the worker of a running phase last reported.", ("job_id", "phase")
+    ),
+    "tide_job_step": GaugeDescription("Newest optimiser step.", ("job_id",)),
+    "tide_job_loss": GaugeDescription(
+        'Loss of the newest step, in total (term "total") and by term.', ("job_id", "term")
+    ),
+    "tide_job_held_out": GaugeDescription("Newest held-out figures.", ("job_id", "figure")),
+    "tide_job_mask_ratio": GaugeDescription("Share of the maskable tokens that was masked.", ("job_id",)),
+    "tide_job_teacher_trust_ratio": GaugeDescription("Mean lambda of TIDAL (arXiv 2604.26951).", ("job_id",)),
+    "tide_job_gradient_norm": GaugeDescription("Norm of the gradient before clipping.", ("job_id",)),
+    "tide_job_learning_rate": GaugeDescription("Learning rate of the newest step.", ("job_id",)),
+    "tide_job_tokens_per_second": GaugeDescription("Student tokens a second, newest step.", ("job_id",)),
+    "tide_job_step_seconds": GaugeDescription("Duration of the newest step.", ("job_id",)),
+    "tide_job_teacher_wait_seconds": GaugeDescription("Wait for scores in the newest step.", ("job_id",)),
+    "tide_job_feed_wait_seconds": GaugeDescription("Wait for data in the newest step.", ("job_id",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The value of a gauge in `GAUGES` for one set of label values, in the order of its labels."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
 def observe_request(method: str, route: str, status: int, seconds: float) -> None:
     """Count one answered request; ``route`` is the template, so the label set is bounded."""
     REQUESTS.labels(method, route, str(status)).inc()
     REQUEST_SECONDS.labels(method, route).observe(seconds)
 
 
-async def exposition(session: AsyncSession) -> bytes:
-    """Everything in Prometheus' text format: this process' counters, and what the database holds now."""
+def exposition(samples: Iterable[Sample]) -> bytes:
+    """Prometheus' text format: this process' counters, and the samples read for this scrape."""
     state = CollectorRegistry()
-    job_gauge = Gauge("tide_jobs", "Jobs by state.", ("state",), registry=state)
-    for job_state, count in (await jobs.count_by_state(session)).items():
-        job_gauge.labels(str(job_state)).set(count)
-    pool_gauge = Gauge("tide_teachers", "Teacher pools by state.", ("state",), registry=state)
-    pools = await teachers.all_pools(session)
-    for pool_state in PoolState:
-        pool_gauge.labels(str(pool_state)).set(sum(pool.state is pool_state for pool in pools))
-    leases = await teachers.live_leases(session)
-    Gauge("tide_teacher_leases", "Leases that jobs hold on teachers.", registry=state).set(len(leases))
-    _describe_running_jobs(state, await jobs.unfinished(session))
+    gauges = {
+        name: Gauge(name, description.meaning, description.labels, registry=state)
+        for name, description in GAUGES.items()
+    }
+    for sample in samples:
+        gauge = gauges[sample.name]
+        (gauge.labels(*sample.labels) if sample.labels else gauge).set(sample.value)
     return generate_latest(REGISTRY) + generate_latest(state)
-
-
-def _describe_running_jobs(registry: CollectorRegistry, rows: object) -> None:
-    """Progress of the jobs that are not finished; a series dies with its job."""
-    assert isinstance(rows, list | tuple)
-    ratio = Gauge(
-        "tide_job_progress_ratio", "Share of the present phase done.", ("job", "phase"), registry=registry
-    )
-    attempt = Gauge("tide_job_attempt", "Number of the present attempt.", ("job",), registry=registry)
-    for job in rows:
-        attempt.labels(job.id).set(job.attempt)
-        if job.progress and job.progress.get("total"):
-            ratio.labels(job.id, job.progress["phase"]).set(job.progress["completed"] / job.progress["total"])

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+CheckName = Literal["database", "reconciler", "ray"]
+
 
 class Health(BaseModel):
     """The process answers."""
@@ -18,7 +20,7 @@ class Check(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    name: Literal["database", "reconciler", "ray"]
+    name: CheckName
     is_ready: bool
     message: str | None = None
     """What is wrong, when it is not ready."""

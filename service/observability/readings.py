@@ -1,0 +1,111 @@
+"""What the database, the reconciler and the connection pool say at the moment of a scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import QueuePool
+
+from service.api.dependencies import AppContext
+from service.clock import utc_now
+from service.jobs import repository as jobs
+from service.jobs.tables import JobRow
+from service.observability.metrics import Sample
+from service.teachers import repository as teachers
+from tide_core.contracts.states import JobState
+from tide_core.contracts.teacher import PoolState
+
+_OF_STEP = {
+    "mask_rate": "tide_job_mask_ratio",
+    "lambda": "tide_job_teacher_trust_ratio",
+    "gradient_norm": "tide_job_gradient_norm",
+    "learning_rate": "tide_job_learning_rate",
+    "tokens_per_second": "tide_job_tokens_per_second",
+    "step_seconds": "tide_job_step_seconds",
+    "teacher_wait_seconds": "tide_job_teacher_wait_seconds",
+    "feed_wait_seconds": "tide_job_feed_wait_seconds",
+}
+"""Name in the workers' reports -> gauge."""
+
+
+async def readings(context: AppContext, session: AsyncSession) -> list[Sample]:
+    """Everything but the counters of this process."""
+    now = utc_now()
+    unfinished = await jobs.unfinished(session)
+    samples = [*_of_process(context), *_queue(unfinished, now)]
+    for state, count in (await jobs.count_by_state(session)).items():
+        samples.append(Sample("tide_jobs", count, (str(state),)))
+    for code, count in (await jobs.count_failures(session)).items():
+        samples.append(Sample("tide_jobs_failed", count, (code,)))
+    samples += await _of_teachers(session)
+    for job in unfinished:
+        samples += _of_progress(job)
+    for run in await jobs.open_phase_runs(session):
+        since = run.last_report_at or run.submitted_at
+        if since is not None:
+            age = (now - since).total_seconds()
+            samples.append(Sample("tide_job_report_age_seconds", age, (run.job_id, str(run.phase))))
+    for job in unfinished:
+        if job.started_at is not None:
+            samples += [
+                sample
+                for name, step, value in await jobs.newest_metrics(session, job.id)
+                for sample in _of_metric(job.id, name, step, value)
+            ]
+    return samples
+
+
+def _of_process(context: AppContext) -> Iterator[Sample]:
+    if context.reconciler is not None:
+        yield Sample("tide_reconciler_is_leader", float(context.reconciler.is_leading))
+        yield Sample("tide_reconciler_look_age_seconds", context.reconciler.seconds_since_look)
+    pool = context.database.engine.pool
+    if isinstance(pool, QueuePool):
+        yield Sample("tide_database_connections", pool.checkedout(), ("in_use",))
+        yield Sample("tide_database_connections", pool.checkedin(), ("idle",))
+
+
+def _queue(unfinished: object, now: datetime) -> Iterator[Sample]:
+    assert isinstance(unfinished, list | tuple)
+    waiting = [job.created_at for job in unfinished if job.state is JobState.QUEUED]
+    age = (now - min(waiting)).total_seconds() if waiting else 0.0
+    yield Sample("tide_queue_oldest_age_seconds", age)
+
+
+async def _of_teachers(session: AsyncSession) -> list[Sample]:
+    pools = await teachers.all_pools(session)
+    samples = [
+        Sample("tide_teachers", sum(pool.state is state for pool in pools), (str(state),))
+        for state in PoolState
+    ]
+    samples += [
+        Sample("tide_teacher_ready_replicas", pool.ready_replicas, (pool.application,))
+        for pool in pools
+        if pool.state is not PoolState.STOPPED
+    ]
+    leases = await teachers.live_leases(session)
+    return [*samples, Sample("tide_teacher_leases", len(leases))]
+
+
+def _of_progress(job: JobRow) -> Iterator[Sample]:
+    yield Sample("tide_job_attempt", job.attempt, (job.id,))
+    progress = job.progress or {}
+    if progress.get("total"):
+        labels = (job.id, str(progress["phase"]))
+        yield Sample("tide_job_progress_ratio", progress["completed"] / progress["total"], labels)
+    if isinstance(progress.get("eta_seconds"), int | float):
+        yield Sample("tide_job_eta_seconds", progress["eta_seconds"], (job.id, str(progress["phase"])))
+
+
+def _of_metric(job_id: str, name: str, step: int, value: float) -> Iterator[Sample]:
+    head, _, rest = name.partition("/")
+    if name == "loss":
+        yield Sample("tide_job_step", step, (job_id,))
+    if head == "loss":
+        yield Sample("tide_job_loss", value, (job_id, rest or "total"))
+    elif head == "held_out":
+        yield Sample("tide_job_held_out", value, (job_id, rest))
+    elif name in _OF_STEP:
+        yield Sample(_OF_STEP[name], value, (job_id,))
