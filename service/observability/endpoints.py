@@ -26,7 +26,7 @@ async def healthz() -> Health:
 
 @router.get(
     "/readyz",
-    responses={503: {"model": Readiness, "description": "Something is missing."}} | error_responses(422),
+    responses={**error_responses(422), 503: {"model": Readiness, "description": "Something is missing."}},
 )
 async def readyz(
     context: Context,
