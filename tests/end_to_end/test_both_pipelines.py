@@ -1,0 +1,115 @@
+"""The main path: `POST /v1/jobs` for both pipelines at once, on a real cluster, to reports and students."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from running_tide import Service, await_true, job_spec
+
+from tide_core.models.student import BlockDiffusionStudent
+from tide_core.samplers.block import sample
+from tide_core.samplers.settings import SamplerSettings
+from workers.evaluation.report import read_sequences
+from workers.teachers.tiny import write_tiny_teacher
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("tide") / "data")
+    made.start()
+    yield made
+    made.end()
+
+
+def evaluated_spec(folder: Path, **changes: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    evaluation = {
+        "timesteps": 2,
+        "exact_match": {
+            "source": {"location": str(folder / "rows.jsonl")},
+            "limit": 4,
+            "max_new_tokens": 16,
+        },
+    }
+    spec = job_spec(folder, steps=STEPS, evaluation=evaluation, **changes)
+    spec["data"]["held_out"] = {"fraction": 0.3}
+    spec["hyperparameters"]["learning_rate"] = 1e-2
+    return spec
+
+
+def post(service: Service, spec: dict[str, Any]) -> str:
+    answer = httpx.post(f"{service.url}/v1/jobs", json=spec, timeout=20)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def test_two_jobs_end_with_a_report_and_a_student(service: Service, tmp_path: Path) -> None:
+    shared = evaluated_spec(tmp_path / "shared")
+    moe = write_tiny_teacher(tmp_path / "moe", "llada2_moe")
+    cross = evaluated_spec(tmp_path / "cross", objective="tide_cross", pipeline="cross_tokenizer")
+    cross["teacher"] = {"model": str(moe)}
+    jobs = {name: post(service, spec) for name, spec in (("shared", shared), ("cross", cross))}
+    for job_id in jobs.values():
+        await_true(lambda i=job_id: service.get(f"/v1/jobs/{i}")["finished_at"], f"{job_id} has ended", 240)
+    for name, job_id in jobs.items():
+        job = service.get(f"/v1/jobs/{job_id}")
+        assert job["status"] == "succeeded", (name, job["error"])
+        _check_events(service, job_id)
+        _check_metrics(service, job_id)
+        _check_report(Path(job["model"]["location"]).parent, name)
+        _check_student(Path(job["model"]["location"]))
+
+
+def _check_events(service: Service, job_id: str) -> None:
+    kinds = [event["type"] for event in service.get(f"/v1/jobs/{job_id}/events?limit=100")["data"]]
+    for kind in ("job.queued", "job.preparing", "job.running", "job.evaluating", "job.succeeded"):
+        assert kinds.count(kind) == 1, kinds
+    assert any(kind.endswith("attested") for kind in kinds), kinds
+
+
+def _check_metrics(service: Service, job_id: str) -> None:
+    series = {entry["name"]: entry for entry in service.get(f"/v1/jobs/{job_id}/metrics")["data"]}
+    assert series["loss"]["steps"] == list(range(1, STEPS + 1))
+    assert len(series["held_out/nelbo"]["values"]) == 1
+    assert {"teacher_wait_seconds", "gradient_norm", "mask_rate"} <= set(series)
+
+
+def _check_report(folder: Path, name: str) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["models"]) == {"start", "student", "teacher"}
+    student, start = report["models"]["student"], report["models"]["start"]
+    assert student["nelbo_per_token"] < start["nelbo_per_token"]
+    divergence = "reverse_kl_to_teacher" if name == "shared" else "reverse_chunk_kl_to_teacher"
+    assert {divergence, "masked_token_accuracy", "content_nelbo_per_byte"} <= set(student)
+    assert student["exact_match"]["count"] == 4
+    sequences = read_sequences(Path(report["sequences"]).read_bytes())
+    assert len(sequences["student/nll"]) == report["held_out"]["sequences"] > 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["training"]["steps"] == STEPS
+    assert manifest["teacher_fingerprint"]
+
+
+def _check_student(folder: Path) -> None:
+    """Loads by our sampler and by plain transformers."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    student = BlockDiffusionStudent.from_pretrained(folder)
+    settings = SamplerSettings(max_new_tokens=8, block_size=16, pads_prompt=False)
+    assert len(sample(student, [[1, 2, 3]], settings).ids) == 1
+    theirs = Qwen3ForCausalLM.from_pretrained(
+        folder, config=Qwen3Config.from_pretrained(folder), dtype=torch.float32
+    )
+    ids, mask = torch.arange(6)[None], torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask, position_ids=ids).logits
+        torch.testing.assert_close(student.lm_head(student(ids, mask, ids)), expected, rtol=1e-4, atol=1e-4)
