@@ -1,0 +1,47 @@
+# Ray head and CPU workers.
+# Build from the repository's root: docker build -f deploy/docker/workers-cpu.Dockerfile -t tide/workers-cpu:0.1.0 --sbom=true .
+ARG BASE_IMAGE=python:3.11.14-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+WORKDIR /build
+COPY deploy/docker/build.lock deploy/docker/workers-cpu.lock ./
+# The CPU build of torch is not on the main package index: name one that has it.
+ARG TORCH_INDEX_URL
+RUN python -m venv /opt/tide && python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r build.lock \
+    && /opt/tide/bin/pip install --no-cache-dir --require-hashes --only-binary :all: --extra-index-url "${TORCH_INDEX_URL}" -r workers-cpu.lock
+COPY pyproject.toml README.md ./
+COPY tide_core tide_core
+COPY service service
+COPY workers workers
+# Without isolation: what builds the package is locked too. Neither pip nor setuptools goes into the image.
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
+    && /opt/tide/bin/pip install --no-cache-dir --no-deps dist/*.whl \
+    && /opt/tide/bin/pip inspect > /opt/tide/packages.json \
+    && /opt/tide/bin/python -m compileall -q /opt/tide/lib \
+    && /opt/tide/bin/pip uninstall --yes --quiet pip
+
+FROM ${BASE_IMAGE}
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="Tide workers (CPU)" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# KubeRay's probes call wget; Debian's archive keeps no old versions, so there is none to pin.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 tide && useradd --uid 10001 --gid 10001 --create-home tide \
+    && install --directory --owner tide --group tide /var/cache/tide /var/lib/tide/storage
+COPY --from=build /opt/tide /opt/tide
+ENV PATH=/opt/tide/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TIDE_CACHE=/var/cache/tide \
+    HF_HOME=/var/cache/tide/hub \
+    RAY_USAGE_STATS_ENABLED=0
+USER 10001:10001
+WORKDIR /home/tide
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+  CMD ["wget", "-q", "-O", "-", "http://127.0.0.1:52365/api/local_raylet_healthz"]
+CMD ["ray", "--version"]

@@ -1,0 +1,242 @@
+"""The Grafana dashboards as code: `python deploy/grafana/dashboards.py` writes their JSON into the chart.
+
+Several control planes export the same jobs and teachers, so every query takes the maximum over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DataSourceRef,
+    GridPos,
+    Threshold,
+    ThresholdsMode,
+    VariableRefresh,
+    VariableSort,
+)
+
+TARGET = Path(__file__).parents[2] / "helm" / "tide" / "files" / "dashboards"
+_SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+_LINE = GraphTresholdsStyleMode.LINE
+_PANELS_A_ROW = 2
+_WIDTH, _HEIGHT = 12, 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One graph: its queries by legend, its unit, and from where on it is red."""
+
+    title: str
+    unit: str
+    queries: dict[str, str]
+    red_above: float | None = None
+    job: str | None = None
+    """What stands for the job's id in links to its page and log."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One dashboard."""
+
+    title: str
+    panels: tuple[Panel, ...]
+    variable: tuple[str, str] | None = None
+    """Name and query of a variable to choose by."""
+
+
+_POOL = '{application=~"$application"}'
+_JOB = '{job_id=~"$job_id"}'
+
+PAGES = {
+    "fleet": Page(
+        "Tide / Fleet",
+        (
+            Panel("Jobs by state", "short", {"{{state}}": "max by (state) (tide_jobs)"}),
+            Panel("Oldest queued job", "s", {"age": "max(tide_queue_oldest_age_seconds)"}, red_above=3600),
+            Panel(
+                "Progress of unfinished jobs",
+                "percentunit",
+                {"{{job_id}} {{phase}}": "max by (job_id, phase) (tide_job_progress_ratio)"},
+                job="${__field.labels.job_id}",
+            ),
+            Panel(
+                "Expected rest",
+                "s",
+                {"{{job_id}} {{phase}}": "max by (job_id, phase) (tide_job_eta_seconds)"},
+            ),
+            Panel("Teacher pools by state", "short", {"{{state}}": "max by (state) (tide_teachers)"}),
+            Panel("Failed jobs by code", "short", {"{{code}}": "max by (code) (tide_jobs_failed)"}),
+        ),
+    ),
+    "job": Page(
+        "Tide / One job",
+        (
+            Panel("Loss", "short", {"{{term}}": f"max by (term) (tide_job_loss{_JOB})"}, job="${job_id}"),
+            Panel("Held-out figures", "short", {"{{figure}}": f"max by (figure) (tide_job_held_out{_JOB})"}),
+            Panel("Gradient norm", "short", {"norm": f"max(tide_job_gradient_norm{_JOB})"}, red_above=1000),
+            Panel(
+                "Masked share and trust in the teacher",
+                "percentunit",
+                {
+                    "masked": f"max(tide_job_mask_ratio{_JOB})",
+                    "lambda": f"max(tide_job_teacher_trust_ratio{_JOB})",
+                },
+            ),
+            Panel("Throughput", "short", {"tokens a second": f"max(tide_job_tokens_per_second{_JOB})"}),
+            Panel(
+                "A step's seconds",
+                "s",
+                {
+                    "step": f"max(tide_job_step_seconds{_JOB})",
+                    "waits for the teacher": f"max(tide_job_teacher_wait_seconds{_JOB})",
+                    "waits for data": f"max(tide_job_feed_wait_seconds{_JOB})",
+                },
+            ),
+            Panel(
+                "Share of a step that waits for the teacher",
+                "percentunit",
+                {"share": f"max(job:tide_teacher_wait:ratio{_JOB})"},
+                red_above=0.3,
+            ),
+            Panel("Expected rest", "s", {"{{phase}}": f"max by (phase) (tide_job_eta_seconds{_JOB})"}),
+            Panel("Optimiser step", "short", {"step": f"max(tide_job_step{_JOB})"}),
+            Panel("Learning rate", "sci", {"rate": f"max(tide_job_learning_rate{_JOB})"}),
+        ),
+        variable=("job_id", "label_values(tide_job_attempt, job_id)"),
+    ),
+    "teachers": Page(
+        "Tide / Teacher pools",
+        (
+            Panel("Pools by state", "short", {"{{state}}": "max by (state) (tide_teachers)"}),
+            Panel(
+                "Replicas that answer",
+                "short",
+                {"{{application}}": f"max by (application) (tide_teacher_ready_replicas{_POOL})"},
+            ),
+            Panel("Leases", "short", {"leases": "max(tide_teacher_leases)"}),
+            Panel(
+                "Share of a step that trainers wait",
+                "percentunit",
+                {"{{job_id}}": "job:tide_teacher_wait:ratio"},
+                red_above=0.3,
+            ),
+        ),
+        variable=("application", "label_values(tide_teacher_ready_replicas, application)"),
+    ),
+    "control-plane": Page(
+        "Tide / Control plane",
+        (
+            Panel(
+                "Requests",
+                "reqps",
+                {"{{route}} {{status}}": "sum by (route, status) (rate(tide_http_requests_total[5m]))"},
+            ),
+            Panel(
+                "Duration of 95 % of the requests",
+                "s",
+                {"{{route}}": "route:tide_http_request_duration_seconds:p95_5m"},
+                red_above=1,
+            ),
+            Panel(
+                "Share of requests that fail",
+                "percentunit",
+                {
+                    "share": 'sum(rate(tide_http_requests_total{status=~"5.."}[5m]))'
+                    " / sum(rate(tide_http_requests_total[5m]))"
+                },
+                red_above=0.05,
+            ),
+            Panel("Leaders", "short", {"leaders": "sum(tide_reconciler_is_leader)"}),
+            Panel(
+                "Time since the reconciler's last look",
+                "s",
+                {"{{instance}}": "max by (instance) (tide_reconciler_look_age_seconds)"},
+                red_above=120,
+            ),
+            Panel(
+                "Database connections",
+                "short",
+                {"{{instance}} {{state}}": "max by (instance, state) (tide_database_connections)"},
+                red_above=25,
+            ),
+            Panel(
+                "Reports stored", "reqps", {"{{type}}": "sum by (type) (rate(tide_reports_stored_total[5m]))"}
+            ),
+        ),
+    ),
+}
+
+
+def queries() -> list[str]:
+    """Every query of every panel."""
+    return [query for page in PAGES.values() for panel in page.panels for query in panel.queries.values()]
+
+
+def document(name: str) -> str:
+    """A dashboard's JSON."""
+    page = PAGES[name]
+    builder = (
+        dashboard.Dashboard(page.title)
+        .uid(f"tide-{name}")
+        .tags(["tide"])
+        .refresh("30s")
+        .time("now-3h", "now")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
+        .with_variable(
+            dashboard.TextBoxVariable("tide_url")
+            .label("Tide's address")
+            .default_value("http://127.0.0.1:8700")
+        )
+    )
+    if page.variable is not None:
+        variable, query = page.variable
+        chosen = (
+            dashboard.QueryVariable(variable)
+            .datasource(_SOURCE)
+            .query(query)
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        )
+        builder = builder.with_variable(chosen.sort(VariableSort.ALPHABETICAL_ASC))
+    for number, panel in enumerate(page.panels):
+        row, column = divmod(number, _PANELS_A_ROW)
+        builder = builder.with_panel(_graph(panel, row * _HEIGHT, column * _WIDTH))
+    return JSONEncoder(sort_keys=True, indent=2).encode(builder.build()) + "\n"
+
+
+def _graph(panel: Panel, top: int, left: int) -> timeseries.Panel:
+    graph = (
+        timeseries.Panel()
+        .title(panel.title)
+        .unit(panel.unit)
+        .min(0)
+        .datasource(_SOURCE)
+        .grid_pos(GridPos(h=_HEIGHT, w=_WIDTH, x=left, y=top))
+    )
+    for legend, query in panel.queries.items():
+        graph = graph.with_target(prometheus.Dataquery().expr(query).legend_format(legend))
+    if panel.red_above is not None:
+        steps = [Threshold(color="green", value=None), Threshold(color="red", value=panel.red_above)]
+        limits = dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
+        graph = graph.thresholds(limits).thresholds_style(common.GraphThresholdsStyleConfig().mode(_LINE))
+    if panel.job is not None:
+        job = f"${{tide_url}}/v1/jobs/{panel.job}"
+        graph = graph.data_links(
+            [
+                dashboard.DashboardLink("The job").url(job),
+                dashboard.DashboardLink("Its log").url(f"{job}/logs"),
+            ]
+        )
+    return graph
+
+
+if __name__ == "__main__":
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for each in PAGES:
+        (TARGET / f"{each}.json").write_text(document(each), encoding="utf-8")
