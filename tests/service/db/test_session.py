@@ -52,6 +52,41 @@ async def test_concurrent_increments_lose_nothing(database: Database) -> None:
     assert row.fencing == 50
 
 
+async def test_two_control_planes_on_one_database_lose_nothing(database: Database, database_url: str) -> None:
+    other = Database(database_url)
+    async with database.write() as session:
+        session.add(_row("counter", fencing=0))
+
+    async def increment(through: Database) -> None:
+        async with through.write() as session:
+            row = await session.get(LeaderLeaseRow, "counter", with_for_update=True)
+            assert row is not None
+            await asyncio.sleep(0.001)
+            row.fencing += 1
+
+    await asyncio.gather(*(increment(through) for through in (database, other) * 15))
+    await other.close()
+    async with database.read() as session:
+        row = await session.get(LeaderLeaseRow, "counter")
+    assert row is not None
+    assert row.fencing == 30
+
+
+async def test_writers_that_wait_keep_no_reader_out(database: Database) -> None:
+    async def write(number: int) -> None:
+        async with database.write() as session:
+            session.add(_row(f"role-{number}"))
+
+    async with database.write() as holder:
+        holder.add(_row("holder"))
+        await holder.flush()
+        waiting = [asyncio.create_task(write(number)) for number in range(29 if database.is_sqlite else 5)]
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(2), database.read() as session:
+            assert await session.get(LeaderLeaseRow, "holder") is None
+    await asyncio.gather(*waiting)
+
+
 async def test_a_reading_transaction_stores_nothing(database: Database) -> None:
     async with database.read() as session:
         session.add(_row("nobody"))

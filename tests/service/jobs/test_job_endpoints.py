@@ -75,6 +75,8 @@ async def test_jobs_are_paged_newest_first(client: httpx.AsyncClient, post_job: 
     assert found == newest_first
     empty = (await client.get("/v1/jobs", params=after)).json()
     assert (empty["data"], empty["has_more"], empty["last_id"]) == ([], False, None)
+    whole = (await client.get("/v1/jobs?limit=5")).json()
+    assert (len(whole["data"]), whole["has_more"]) == (5, False), "a page that is just full is the last one"
     assert (await client.get("/v1/jobs?after=job-none")).json()["error"]["code"] == "job_not_found"
     for limit in (0, 101):
         assert (await client.get(f"/v1/jobs?limit={limit}")).status_code == 422

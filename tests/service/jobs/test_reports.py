@@ -281,6 +281,16 @@ async def test_an_attempt_that_was_given_up_is_fenced_off(worker: Worker, databa
     assert loss["steps"] == [1]
 
 
+async def test_a_token_issued_too_late_speaks_for_nobody(worker: Worker, database: Database) -> None:
+    """A reconciler that lost its lead may still issue a token for the attempt that it knew."""
+    async with database.write() as session:
+        job = await repository.lock(session, worker.job_id)
+        await begin_next_attempt(session, job, "the node seemed dead", counts=False)
+        worker.token = auth.issue(session, worker.job_id, 1, Phase.TRAIN)
+    for answer in (await worker.send(*_steps(1), first=1), await worker.brief()):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "attempt_ended")
+
+
 async def test_a_finished_job_takes_no_reports(worker: Worker) -> None:
     await worker.move(JobState.SUCCEEDED)
     answer = await worker.send(*_steps(1), first=1)
