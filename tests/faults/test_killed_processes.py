@@ -24,6 +24,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     yield made
     made.end()
     record = embedded_ray.read_record(made.folder)
+    shutil.rmtree(embedded_ray.temp_dir(made.folder), ignore_errors=True)
     assert record is None, "ending in order forgets the head"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     record = embedded_ray.read_record(tmp_path / "data")
     if record is not None:
         embedded_ray.stop(record, tmp_path / "data")
+    shutil.rmtree(embedded_ray.temp_dir(tmp_path / "data"), ignore_errors=True)
 
 
 def test_starts_refuses_a_second_and_ends_without_orphans(folder: Path) -> None:

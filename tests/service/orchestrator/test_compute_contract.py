@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -67,6 +68,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HeadRec
     assert is_new
     yield record, folder
     embedded_ray.stop(record, folder)
+    shutil.rmtree(embedded_ray.temp_dir(folder), ignore_errors=True)
     assert embedded_ray.members(record) == []
 
 
