@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tide_core.models.decoder import Decoder
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.mixture import MixtureFeedForward
-from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
+from workers.demo.assets import STUDENT_TOKENIZER
 from workers.demo.conversations import tokenizer_texts
 from workers.demo.corpus import documented_functions
 from workers.demo.muon import Muon
@@ -36,7 +36,6 @@ from workers.demo.sizes import (
     BLOCK_SIZE,
     DENSE_TEACHER_SIZE,
     MAX_LENGTH,
-    STUDENT_SIZE,
     dense_config,
     moe_config,
 )
@@ -72,6 +71,7 @@ class Settings:
     muon_learning_rate: float = 0.01
     adam_learning_rate: float = 4e-3
     warmup_steps: int = 30
+    decay_share: float = 0.4
     seed: int = 0
 
 
@@ -94,11 +94,6 @@ def _build_dense(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decod
     return DenseDecoder.from_config(config, seed=seed)
 
 
-def _build_base(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decoder:
-    config = dense_config("a2d-qwen3", STUDENT_SIZE, tokenizer, plan, is_tied=True)
-    return BlockDiffusionStudent.from_config(config, seed=seed)
-
-
 RECIPES: dict[str, Recipe] = {
     "teacher_moe": Recipe(
         MOE_TEACHER,
@@ -111,12 +106,6 @@ RECIPES: dict[str, Recipe] = {
         _build_dense,
         (Stage(causal_loss, 1200), Stage(staircase_loss, 2200)),
         Settings(seed=12),
-    ),
-    "student_base": Recipe(
-        STUDENT,
-        _build_base,
-        (Stage(causal_loss, 1200), Stage(staircase_loss, 1200)),
-        Settings(seed=13),
     ),
 }
 
@@ -166,9 +155,10 @@ def _counter(counts: Tensor) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]]
     return count
 
 
-def schedule(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, constant, then a linear fall to zero over the last 40%."""
-    return min(1.0, (step + 1) / warmup, (total - step) / (0.4 * total))
+def schedule(step: int, total: int, settings: Settings) -> float:
+    """Linear warm-up, constant, then a linear fall to zero over the last part of the steps."""
+    falling = settings.decay_share * total
+    return min(1.0, (step + 1) / settings.warmup_steps, (total - step) / falling if falling else 1.0)
 
 
 def pretrain(
@@ -201,7 +191,7 @@ def pretrain(
         for _ in range(stage.steps):
             loss = stage.loss(model, next(stream), draw)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step(schedule(done, total, settings.warmup_steps))
+            optimiser.step(schedule(done, total, settings))
             balance.step()
             losses.append(loss.item())
             done += 1
@@ -270,15 +260,19 @@ def _print_progress(name: str) -> Callable[[int, int, float], None]:
 
 
 def main() -> None:
-    """Command line: which recipe, where to, how many of its steps."""
+    """Command line: which of the shipped folders, where to, how many of its steps."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("recipe", choices=[*RECIPES, STUDENT_TOKENIZER.name])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--share-of-steps", type=float, default=1.0, help="train only so much of it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.recipe == STUDENT_TOKENIZER.name:
+        texts = tokenizer_texts(documented_functions())
+        write_tokenizer(train_tokenizer(texts, STUDENT), STUDENT, arguments.folder)
+        return
     make(arguments.recipe, arguments.folder, share_of_steps=arguments.share_of_steps)
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tide_core.alignment.tokenizer_folder import load_tokenizer
 from tide_core.contracts.job import (
     CheckpointPolicy,
     DataSource,
@@ -29,10 +31,11 @@ from tide_core.contracts.objective import (
     Variant,
     expand_variant,
 )
-from workers.demo.assets import STUDENT_BASE, TEACHER_DENSE, TEACHER_MOE
+from workers.demo.assets import STUDENT_TOKENIZER, TEACHER_DENSE, TEACHER_MOE
 from workers.demo.conversations import RowCounts
-from workers.demo.sizes import BLOCK_SIZE, MAX_LENGTH
+from workers.demo.sizes import BLOCK_SIZE, MAX_LENGTH, STUDENT_SIZE, dense_config
 from workers.demo.splits import Split
+from workers.demo.vocabularies import STUDENT
 
 ROW_COUNTS: dict[Split, RowCounts] = {
     "train": RowCounts(documentation=3000, tasks=3000),
@@ -44,7 +47,7 @@ SEED = 7
 """Of the jobs; settings were chosen with other seeds."""
 STEPS = 300
 BATCH_SIZE = 32
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 EXACT_MATCH_TOKENS = 32
 TIMESTEPS = 6
 
@@ -92,7 +95,9 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
     return JobSpec(
         name=job.name,
         teacher=TeacherSpec(model=str(teacher)),
-        student=StudentSpec(model=str(STUDENT_BASE), block_size=BLOCK_SIZE),
+        student=StudentSpec(
+            config=_student_config(), tokenizer=str(STUDENT_TOKENIZER), block_size=BLOCK_SIZE
+        ),
         pipeline=job.pipeline.value,
         objective=terms,
         teacher_context=context,
@@ -122,6 +127,11 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
         seed=SEED,
         metadata={"demo": job.name, "variant": job.variant.value},
     )
+
+
+def _student_config() -> dict[str, Any]:
+    tokenizer = load_tokenizer(STUDENT_TOKENIZER)
+    return dense_config("a2d-qwen3", STUDENT_SIZE, tokenizer, STUDENT, is_tied=True)
 
 
 def _objective(job: DemoJob) -> tuple[tuple[ObjectiveTerm, ...], TeacherContext]:

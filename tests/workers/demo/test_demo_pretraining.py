@@ -126,10 +126,11 @@ def test_muon_treats_every_matrix_of_a_stack_alone() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
-    factors = [schedule(step, 100, 10) for step in range(100)]
+    factors = [schedule(step, 100, Settings(warmup_steps=10)) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[20] == 1.0
     assert factors[-1] == pytest.approx(1 / 40)
+    assert schedule(99, 100, Settings(decay_share=0.0)) == 1.0
     assert factors == sorted(factors[:50]) + sorted(factors[50:], reverse=True)
 
 
