@@ -7,5 +7,11 @@ from jaxtyping import install_import_hook
 # pydantic checks them already, and its validators use annotations that only a class can resolve.
 CHECKED = "alignment data evaluation losses masks models objective samplers schedules studies"
 install_import_hook([f"tide_core.{name}" for name in CHECKED.split()], "shape_checks.checked")
+# Of the workers, the modules that compute with tensors.
+CHECKED_WORKERS = (
+    "student.feed student.step student.collective evaluation.held_out evaluation.noise evaluation.readout "
+    "evaluation.tally evaluation.teacher_sampling"
+)
+install_import_hook([f"workers.{name}" for name in CHECKED_WORKERS.split()], "shape_checks.checked")
 
 pytest_plugins = ["fixtures_tokenizers"]

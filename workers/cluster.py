@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from tide_core.contracts.errors import TideError
@@ -27,6 +28,25 @@ def connect() -> None:
 
 def own_error(error: BaseException) -> TideError | None:
     """The error of ours that Ray wrapped, or None when there is none."""
+    return next((found for found in _unwrapped(error) if isinstance(found, TideError)), None)
+
+
+def lost_worker(error: BaseException) -> WorkerLostError | None:
+    """The loss of a process that Ray reports, in our terms; None when the error is something else."""
+    from ray.exceptions import RayError, RayTaskError
+
+    for found in _unwrapped(error):
+        # A RayTaskError is an exception of our own code; every other error of Ray is a process or a node.
+        if isinstance(found, RayError) and not isinstance(found, RayTaskError):
+            return WorkerLostError(
+                f"A worker of this phase was lost ({type(found).__name__}): its node went away, its memory "
+                "ran out, or it was killed."
+            )
+    return None
+
+
+def _unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """An error with everything that Ray and Python wrapped in it."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -34,11 +54,9 @@ def own_error(error: BaseException) -> TideError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, TideError):
-            return current
+        yield current
         failures = getattr(current, "worker_failures", None) or {}
         waiting += [*failures.values(), getattr(current, "cause", None), current.__cause__]
-    return None
 
 
 def worker_threads(resources: Resources) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tide_core.contracts.reporting import AttemptBrief
-from workers.cluster import WorkerLostError, connect, own_error, worker_environment, worker_threads
+from workers.cluster import connect, lost_worker, own_error, worker_environment, worker_threads
 
 
 def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
@@ -15,7 +15,6 @@ def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
         TideError: what the evaluation raised.
     """
     import ray
-    import ray.exceptions
 
     connect()
     resources = brief.spec.resources
@@ -29,11 +28,7 @@ def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
     try:
         report: dict[str, Any] = ray.get(task.remote(brief.model_dump_json()))
     except Exception as error:
-        ours = own_error(error)
-        if ours is None and not isinstance(error, ray.exceptions.RayTaskError):
-            kind = type(error).__name__
-            ours = WorkerLostError(f"The evaluation's worker was lost: {kind}.")
-        raise ours or error from error
+        raise own_error(error) or lost_worker(error) or error from error
     return report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription
 
 
+@runtime_checkable
 class ScoreTransport(Protocol):
     """Carries score requests to a teacher. Safe to use from several threads."""
 

@@ -10,13 +10,17 @@ from typing import Any
 from tide_core.contracts.errors import TideError
 from tide_core.contracts.reporting import AttemptBrief, Progress
 from tide_core.contracts.states import Phase
-from workers.cluster import connect, own_error, worker_environment, worker_resources, worker_threads
+from workers.cluster import (
+    connect,
+    lost_worker,
+    own_error,
+    worker_environment,
+    worker_resources,
+    worker_threads,
+)
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.student.initial import build_initial_student
-
-# Ray Train looks after its workers every two seconds by default; a short run would wait for the last look.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
 def run_training(brief: AttemptBrief) -> dict[str, Any]:
@@ -36,6 +40,9 @@ def run_training(brief: AttemptBrief) -> dict[str, Any]:
 
 
 def _fit(brief: AttemptBrief) -> dict[str, Any]:
+    # Ray Train looks after its workers every two seconds by default, and reads this when it is imported; a
+    # short run would wait for the last look.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -65,7 +72,7 @@ def _fit(brief: AttemptBrief) -> dict[str, Any]:
         try:
             result = trainer.fit()
         except Exception as error:
-            raise own_error(error) or error from error
+            raise own_error(error) or lost_worker(error) or error from error
     if not isinstance(result.return_value, dict):
         raise TideError("The first trainer ended without a result.", code="no_training_result")
     return result.return_value

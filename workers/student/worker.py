@@ -104,15 +104,15 @@ def run_trainer(
     outcome = train(run)
     if reporter is None:
         return None
-    return _conclude(brief, run, outcome, initial, reporter, fingerprint, time.monotonic() - ready)
+    return _conclude(brief, run, outcome, reporter, fingerprint=fingerprint, seconds=time.monotonic() - ready)
 
 
 def _conclude(
     brief: AttemptBrief,
     run: Run,
     outcome: Outcome,
-    initial: Path,
     reporter: Reporter,
+    *,
     fingerprint: str | None,
     seconds: float,
 ) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _conclude(
     card = model_card(brief.spec, brief.job_id, steps=steps, teacher_fingerprint=fingerprint)
     # In what it was trained in: the numbers beyond bfloat16 mean nothing when the forward never saw them.
     student = run.student.to(run.autocast or torch.float32)
-    size = export_student(student, initial, location, card)
+    size = export_student(student, materialise_model(initial_location(brief.folder)), location, card)
     reporter.send(CheckpointSaved(step=steps, location=location, bytes=size, is_export=True))
     facts = {
         "training": {

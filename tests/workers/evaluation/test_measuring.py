@@ -241,3 +241,8 @@ def test_ratios_without_a_denominator_are_left_out() -> None:
     tally.add("nll", np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0]))
     assert tally.figures() == {}
     assert tally.columns["nll"].tolist() == [1.0, 5.0]
+
+
+def test_shapes_are_checked_in_tests() -> None:
+    with pytest.raises(Exception, match="head"):
+        read_targets(torch.zeros(3, 4), torch.zeros(5, 6), torch.zeros(3, dtype=torch.long))
