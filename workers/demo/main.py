@@ -1,23 +1,21 @@
-"""`tide demo`: two distillations and their controls on this machine, over HTTP like any client.
-
-Read `run` from top to bottom. The setting (rows, steps, weights, the metric that counts) is in `setting.py`.
-"""
+"""`tide demo`: a whole distillation on this machine, over HTTP like any client, beside its controls."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from tide_core.contracts.errors import TideError
-from workers.demo import report
+from workers.demo import presentation
 from workers.demo.client import DemoClient
-from workers.demo.comparison import JobOutcome, compare
 from workers.demo.conversations import write_corpus
+from workers.demo.results import FinishedJob, finished_job, outcomes
 from workers.demo.server import Service, own_service
 from workers.demo.setting import (
     ALL_JOBS,
@@ -25,109 +23,119 @@ from workers.demo.setting import (
     MAIN_JOBS,
     METRIC_THAT_COUNTS,
     ROW_COUNTS,
+    SEED,
     STEPS,
     DemoJob,
     job_spec,
 )
 from workers.demo.watching import JobView, watch
-from workers.evaluation.report import read_sequences
-from workers.storage import read_bytes
 
-JOBS_AT_ONCE = 2
-"""Two trainers of one thread each keep two cores busy."""
-
-
-class DemoFailedError(TideError):
-    """A job of the demo did not succeed."""
-
-    code = "demo_failed"
+_ACTIVE_JOBS = 2
+"""Jobs at once: one for each core of the smallest machine that the demo is made for."""
+_INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class DemoRequest:
-    """What the user asked for.
+def run(arguments: Sequence[str]) -> None:
+    """Run the demo.
 
-    Attributes:
-        folder: corpus, report, and the data of the demo's own service.
-        url: a running service to use; None starts one for the demo.
-        all_variants: run all eight combinations of variant and pipeline.
-        steps: optimiser steps of each job.
-    """
-
-    folder: Path
-    url: str | None = None
-    all_variants: bool = False
-    steps: int = STEPS
-
-
-def run(request: DemoRequest, console: Console) -> None:
-    """Make the corpus, post the jobs, watch them, compare them.
+    Args:
+        arguments: of the command line, see `--help`.
 
     Raises:
-        TideError: a job failed or the service is not to be had; what was reached stays in the folder.
+        DemoServiceError: the demo's own service did not start or ended early.
+        DemoJobError: a job failed.
+        ServiceError: the service refused a request.
+        SystemExit: 130 after Ctrl-C, once everything is ended.
     """
+    options = _parser().parse_args(list(arguments))
+    console = Console()
+    folder: Path = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    jobs = ALL_JOBS if request.all_variants else MAIN_JOBS
-    folder = request.folder.resolve()
-    corpus = write_corpus(folder / "corpus", ROW_COUNTS, CORPUS_SEED)
-    with _service(request, folder) as service, DemoClient(service.url) as client:
-        console.print(f"Watch it at {service.url}   (Ctrl-C ends everything)", highlight=False)
-        console.print(f"The metric that counts, named beforehand: {METRIC_THAT_COUNTS}", highlight=False)
-        views = _submit(client, jobs, folder / "corpus", request.steps)
-        try:
-            watch(client, views, console, check=service.check)
-        except BaseException:
-            _cancel(client, views)
-            raise
-        outcomes = [_outcome(job, view) for job, view in zip(jobs, views, strict=True)]
-    comparisons = compare(outcomes)
-    report.write(folder, comparisons, outcomes, corpus)
-    report.show(console, comparisons, outcomes)
-    console.print(f"Report: {folder / 'report.md'}", highlight=False, soft_wrap=True)
-    console.print(f"The demo took {time.monotonic() - began:.0f} s.", highlight=False)
+    try:
+        with _service(options.url, folder, console) as service:
+            jobs, facts = _distil(service, folder, options, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted: jobs are cancelled and the demo's own service is ended.")
+        raise SystemExit(_INTERRUPTED) from None
+    facts["seconds in all"] = round(time.monotonic() - began)
+    found = outcomes(jobs)
+    presentation.write(folder, found, facts)
+    presentation.show(console, found)
+    console.print(f"{facts['seconds in all']} s in all. Report: {folder / 'report.md'}", highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tide demo", description=__doc__)
+    parser.add_argument("--url", help="a running service; without it the demo starts one of its own")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(".tide/demo"),
+        help="corpus, data and report (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--all-variants", action="store_true", help="all four objectives with both teachers: eight jobs"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        help="optimiser steps a job; fewer look sooner (default: %(default)s)",
+    )
+    return parser
 
 
 @contextmanager
-def _service(request: DemoRequest, folder: Path) -> Iterator[Service]:
-    """The service that was named, or one of the demo's own."""
-    if request.url is not None:
-        yield Service(request.url)
+def _service(url: str | None, folder: Path, console: Console) -> Iterator[Service]:
+    if url is not None:
+        yield Service(url.rstrip("/"))
         return
-    with own_service(folder / "service", active_jobs=JOBS_AT_ONCE) as service:
+    console.print("Starting Ray and the service (`tide up`) ...")
+    with own_service(folder / "service", active_jobs=_ACTIVE_JOBS) as service:
         yield service
+        console.print("Ending the service ...")
 
 
-def _submit(client: DemoClient, jobs: Sequence[DemoJob], corpus: Path, steps: int) -> list[JobView]:
-    views: list[JobView] = []
-    try:
-        for job in jobs:
-            posted = client.submit(job_spec(job, corpus, steps=steps))
-            views.append(JobView(posted["id"], job.name))
-    except BaseException:
-        _cancel(client, views)
-        raise
-    return views
+def _distil(
+    service: Service, folder: Path, options: argparse.Namespace, console: Console
+) -> tuple[list[FinishedJob], dict[str, Any]]:
+    """Write the corpus, post the jobs, watch them to their end."""
+    console.print(f"Page with live curves: {service.url}/", highlight=False)
+    corpus = write_corpus(folder / "corpus", ROW_COUNTS, CORPUS_SEED)
+    demo_jobs = ALL_JOBS if options.all_variants else MAIN_JOBS
+    console.print(
+        f"Metric that counts: {METRIC_THAT_COUNTS}. {len(demo_jobs)} jobs of {options.steps} steps."
+    )
+    with DemoClient(service.url) as client:
+        views: list[JobView] = []
+        try:
+            for demo_job in demo_jobs:
+                job = client.submit(job_spec(demo_job, folder / "corpus", steps=options.steps))
+                views.append(JobView(job["id"], demo_job.name))
+            watch(client, views, console, check=service.check)
+        except BaseException:
+            # Of its own service the demo ends everything anyway; another's must not keep on training.
+            if service.process is None:
+                _cancel(client, views)
+            raise
+    jobs = [finished_job(demo_job, view.job) for demo_job, view in zip(demo_jobs, views, strict=True)]
+    return jobs, _facts(corpus, demo_jobs, options.steps)
 
 
 def _cancel(client: DemoClient, views: Sequence[JobView]) -> None:
-    """Leave nothing running in somebody else's service."""
     for view in views:
         if not view.is_ended:
             client.cancel(view.job_id)
 
 
-def _outcome(job: DemoJob, view: JobView) -> JobOutcome:
-    if view.status != "succeeded":
-        error = view.job.get("error") or {}
-        raise DemoFailedError(
-            f"The job '{job.name}' ({view.job_id}) ended as {view.status}: "
-            f"{error.get('message', 'no reason was given')} Its log: `tide jobs logs {view.job_id}`."
-        )
-    found = view.job["result"]
-    return JobOutcome(
-        job=job,
-        job_id=view.job_id,
-        model=view.job["model"]["location"],
-        report=found,
-        sequences=read_sequences(read_bytes(found["sequences"])),
-    )
+def _facts(corpus: dict[str, Any], demo_jobs: Sequence[DemoJob], steps: int) -> dict[str, Any]:
+    splits = {name: facts["content_hash"] for name, facts in corpus["splits"].items()}
+    return {
+        "seed of the jobs": SEED,
+        "steps": steps,
+        "jobs": ", ".join(job.name for job in demo_jobs),
+        "documentation": f"Python standard library ({corpus['documentation_licence']})",
+        "content hashes": splits,
+        "python": sys.version.split()[0],
+    }

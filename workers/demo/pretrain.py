@@ -1,6 +1,6 @@
-"""Makes the models that the demo ships: `python -m workers.demo.pretrain TARGET`.
+"""Makes the models that the demo ships: `python -m workers.demo.pretrain RECIPE FOLDER`.
 
-Three recipes: the mixture-of-experts teacher, the dense teacher and the student's causal base. A recipe is a
+Two recipes, the mixture-of-experts teacher and the dense teacher, and the students' tokeniser. A recipe is a
 pure function of its seed, its steps and the standard library's text; the losses are written beside the
 weights, and a test checks that the script still makes their like.
 """

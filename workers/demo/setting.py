@@ -59,6 +59,9 @@ METRIC_THAT_COUNTS = "held-out NELBO per token"
 DISTILLATION_WEIGHT = {Pipeline.CROSS_TOKENIZER: 1.0, Pipeline.SHARED_TOKENIZER: 1.0}
 
 
+_WITH_BASELINES = {Variant.TIDE_CROSS, Variant.TIDE_SHARED}
+
+
 @dataclass(frozen=True)
 class DemoJob:
     """One job of the demo: which teacher and which variant."""
@@ -118,6 +121,8 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
         checkpoints=CheckpointPolicy(every_steps=max(1, steps // 2), keep=1),
         evaluation=EvaluationSpec(
             timesteps=TIMESTEPS,
+            # Start and teacher are the same in every job of a teacher: measured once, by the distilled one.
+            baselines=job.variant in _WITH_BASELINES,
             exact_match=ExactMatchTask(
                 source=DataSource(location=str(corpus / "test_tasks.jsonl")),
                 max_new_tokens=EXACT_MATCH_TOKENS,

@@ -1,0 +1,188 @@
+"""What the demo says of its jobs: figures, intervals, verdicts, and what it does when something fails."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tide_core.contracts.objective import Pipeline
+from workers.demo import main, presentation
+from workers.demo.results import NELBO, DemoJobError, FinishedJob, compare, finished_job, outcomes
+from workers.demo.server import Service
+from workers.demo.setting import MAIN_JOBS, DemoJob
+
+SEQUENCES = 40
+TOKENS = np.arange(SEQUENCES) % 7 + 3.0
+
+
+def figures(nll: np.ndarray, **others: float) -> dict[str, Any]:
+    return {"nelbo_per_token": float(nll.sum() / TOKENS.sum()), "masked_token_accuracy": 0.5, **others}
+
+
+def job_json(folder: Path, demo_job: DemoJob, nll: np.ndarray, *, has_baselines: bool) -> dict[str, Any]:
+    """A job as the service shows it, with its per-sequence file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sequences.npz"
+    columns = {"student/nll": nll, "student/tokens": TOKENS}
+    columns |= {"student/hits": TOKENS // 2, "student/asked": np.maximum(TOKENS - 3, 0)}
+    np.savez(path, **columns)
+    models: dict[str, Any] = {"student": figures(nll)}
+    models["student"]["exact_match"] = {
+        "rate": 0.25,
+        "count": 4,
+        "by_group": {"sum": {"rate": 0.25, "count": 4}},
+    }
+    if has_baselines:
+        models |= {"start": figures(nll * 2), "teacher": {"content_nelbo_per_byte": 0.1}}
+    return {
+        "id": f"job-{demo_job.variant}",
+        "status": "succeeded",
+        "error": None,
+        "model": {"location": str(folder / "model")},
+        "result": {
+            "models": models,
+            "sequences": str(path),
+            "sizes": {"student_parameters": 1_500_000},
+            "speeds": {"step_seconds": 0.2, "tokens_per_second": 100.0, "teacher_wait_ratio": 0.1},
+        },
+    }
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[FinishedJob]:
+    draw = np.random.default_rng(0)
+    control_nll = draw.random(SEQUENCES) * TOKENS
+    distilled_nll = control_nll - 0.1 * TOKENS
+    distilled, control = MAIN_JOBS[:2]
+    return [
+        finished_job(distilled, job_json(tmp_path / "a", distilled, distilled_nll, has_baselines=True)),
+        finished_job(control, job_json(tmp_path / "b", control, control_nll, has_baselines=False)),
+    ]
+
+
+def test_the_difference_is_distilled_minus_control_per_token(pair: list[FinishedJob]) -> None:
+    comparison = compare(pair[0], pair[1], NELBO)
+    assert comparison is not None
+    assert comparison.result.difference == pytest.approx(-0.1)
+    assert comparison.verdict == "helped"
+    other_way = compare(pair[1], pair[0], NELBO)
+    assert other_way is not None
+    assert other_way.verdict == "hurt"
+
+
+def test_an_interval_around_zero_is_no_clear_difference(pair: list[FinishedJob]) -> None:
+    comparison = compare(pair[1], pair[1], NELBO)
+    assert comparison is not None
+    assert comparison.verdict == "no clear difference"
+
+
+def test_rows_are_start_control_distilled_teacher(pair: list[FinishedJob]) -> None:
+    (outcome,) = outcomes(pair)
+    assert outcome.pipeline is Pipeline.CROSS_TOKENIZER
+    assert [row.name for row in outcome.rows] == ["start", "control (none)", "tide_cross", "teacher"]
+    assert outcome.rows[3].values[0] is None
+    assert outcome.rows[3].values[1] == 0.1
+    assert outcome.rows[2].values[3] == 0.25
+    # Sequences that ask for no token are left out instead of dividing by nothing.
+    assert {c.figure.title for c in outcome.comparisons} == {NELBO.title, "masked-token accuracy"}
+
+
+def test_without_the_sequence_file_there_are_figures_but_no_intervals(
+    pair: list[FinishedJob], tmp_path: Path
+) -> None:
+    job = {**pair[0].job, "result": {**pair[0].report, "sequences": str(tmp_path / "elsewhere.npz")}}
+    (outcome,) = outcomes([finished_job(MAIN_JOBS[0], job), pair[1]])
+    assert outcome.comparisons == ()
+    assert "No intervals" in presentation.markdown([outcome], {})
+
+
+def test_a_failed_job_gives_its_own_reason() -> None:
+    job = {
+        "id": "job-1",
+        "status": "failed",
+        "error": {"code": "non_finite_loss", "message": "Step 3."},
+        "result": None,
+    }
+    with pytest.raises(
+        DemoJobError, match=r"job-1 \(moe · tide_cross\) failed: Step 3\. \(non_finite_loss\)"
+    ):
+        finished_job(MAIN_JOBS[0], job)
+
+
+def test_the_report_says_the_same_in_every_form(pair: list[FinishedJob], tmp_path: Path) -> None:
+    found = outcomes(pair)
+    presentation.write(tmp_path, found, {"steps": 3})
+    text = (tmp_path / "report.md").read_text()
+    values = json.loads((tmp_path / "report.json").read_text())
+    output = io.StringIO()
+    presentation.show(Console(file=output, width=160), found)
+    models = values["pipelines"]["cross_tokenizer"]["models"]
+    for form in (text, output.getvalue()):
+        assert f"{models['tide_cross'][NELBO.title]:.4f}" in form
+        assert "-0.1000" in form
+        assert "distillation helped" in form
+        assert f'tide sample "{tmp_path / "a" / "model"}"' in form
+    assert values["pipelines"]["cross_tokenizer"]["comparisons"][0]["verdict"] == "helped"
+    assert "| exact match | sum |" in text
+
+
+class Recorder:
+    """Stands for the service: takes every job and is interrupted while they run."""
+
+    def __init__(self) -> None:
+        self.posted: list[str] = []
+        self.cancelled: list[str] = []
+
+    def submit(self, spec: Any) -> dict[str, Any]:
+        self.posted.append(spec.name)
+        return {"id": spec.name}
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        if job_id == self.posted[-1]:
+            raise KeyboardInterrupt
+        return {"status": "running" if job_id != self.posted[0] else "succeeded", "progress": None}
+
+    def series(self, job_id: str, name: str) -> tuple[list[int], list[float]]:
+        return [], []
+
+    def cancel(self, job_id: str) -> None:
+        self.cancelled.append(job_id)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_ctrl_c_cancels_the_jobs_on_somebody_elses_service(
+    is_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(main, "DemoClient", lambda url: recorder)
+    monkeypatch.setattr(main, "write_corpus", lambda *arguments: {"splits": {}, "documentation_licence": ""})
+    if is_own:
+        service = Service("http://own", process=object())  # type: ignore[arg-type]
+        monkeypatch.setattr(main, "_service", lambda *arguments: _Entered(service))
+    arguments = ["--folder", str(tmp_path), *([] if is_own else ["--url", "http://theirs"])]
+    with pytest.raises(SystemExit) as ended:
+        main.run(arguments)
+    assert ended.value.code == 130
+    assert recorder.posted == [job.name for job in MAIN_JOBS]
+    assert recorder.cancelled == ([] if is_own else recorder.posted[1:])
+
+
+class _Entered:
+    def __init__(self, value: Service) -> None:
+        self.value = value
+
+    def __enter__(self) -> Service:
+        return self.value
+
+    def __exit__(self, *error: object) -> None:
+        pass
