@@ -131,12 +131,10 @@ def demo(
     Takes less than ten minutes on two cores. Nothing is downloaded.
     """
     with clear_errors("text"):
-        from rich.console import Console
-
         from workers.demo.main import DemoRequest, run
         from workers.demo.setting import STEPS
 
-        run(DemoRequest(folder, url, all_variants, steps or STEPS), Console())
+        run(DemoRequest(folder, url, all_variants, steps or STEPS))
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,25 @@ _ACTIVE_JOBS = 2
 _INTERRUPTED = 130
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run the demo.
+@dataclass(frozen=True)
+class DemoRequest:
+    """What the user asked for.
 
-    Args:
-        arguments: of the command line, see `--help`.
+    Attributes:
+        folder: corpus, report, and the data of the demo's own service.
+        url: a running service; None starts one of the demo's own.
+        all_variants: all four objectives with both teachers, eight jobs.
+        steps: optimiser steps a job.
+    """
+
+    folder: Path
+    url: str | None = None
+    all_variants: bool = False
+    steps: int = STEPS
+
+
+def run(options: DemoRequest) -> None:
+    """Run the demo.
 
     Raises:
         DemoServiceError: the demo's own service did not start or ended early.
@@ -47,9 +61,8 @@ def run(arguments: Sequence[str]) -> None:
         ServiceError: the service refused a request.
         SystemExit: 130 after Ctrl-C, once everything is ended.
     """
-    options = _parser().parse_args(list(arguments))
     console = Console()
-    folder: Path = options.folder.resolve()
+    folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:
@@ -65,27 +78,6 @@ def run(arguments: Sequence[str]) -> None:
     console.print(f"{facts['seconds in all']} s in all. Report: {folder / 'report.md'}", highlight=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tide demo", description=__doc__)
-    parser.add_argument("--url", help="a running service; without it the demo starts one of its own")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(".tide/demo"),
-        help="corpus, data and report (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--all-variants", action="store_true", help="all four objectives with both teachers: eight jobs"
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=STEPS,
-        help="optimiser steps a job; fewer look sooner (default: %(default)s)",
-    )
-    return parser
-
-
 @contextmanager
 def _service(url: str | None, folder: Path, console: Console) -> Iterator[Service]:
     if url is not None:
@@ -98,7 +90,7 @@ def _service(url: str | None, folder: Path, console: Console) -> Iterator[Servic
 
 
 def _distil(
-    service: Service, folder: Path, options: argparse.Namespace, console: Console
+    service: Service, folder: Path, options: DemoRequest, console: Console
 ) -> tuple[list[FinishedJob], dict[str, Any]]:
     """Write the corpus, post the jobs, watch them to their end."""
     console.print(f"Page with live curves: {service.url}/", highlight=False)
