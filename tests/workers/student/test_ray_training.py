@@ -36,7 +36,7 @@ from workers.reporting.fake_control import FakeControlPlane
 from workers.reporting.recording import RecordingReporter
 from workers.teachers.tiny import VOCAB_SIZE, write_tiny_teacher
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 
 STUDENT: dict[str, Any] = {
     "model_type": "qwen3",

@@ -1,0 +1,119 @@
+"""The entry of every Ray job: what becomes of errors, and what is said last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from tide_core.contracts.errors import DataError, FingerprintMismatchError, RetryableScoreError
+from tide_core.contracts.job import DataSource, DataSpec, JobSpec, StudentSpec, TeacherSpec, resolve
+from tide_core.contracts.objective import Pipeline, Variant
+from tide_core.contracts.reporting import AttemptBrief, Failed, Finished, Note
+from tide_core.contracts.states import Phase
+from workers import main as entry
+from workers.cluster import WorkerLostError, lost_worker, own_error
+from workers.reporting.client import HttpReporter
+from workers.reporting.control import ControlPlane
+from workers.reporting.fake_control import FakeControlPlane
+
+
+@pytest.fixture
+def brief(tmp_path: Path) -> AttemptBrief:
+    spec = JobSpec(
+        teacher=TeacherSpec(model="/t"),
+        student=StudentSpec(model="/s"),
+        objective=Variant.NONE,
+        data=DataSpec(sources=(DataSource(location="/d"),)),
+    )
+    resolved = resolve(spec, pipeline=Pipeline.CROSS_TOKENIZER)
+    return AttemptBrief(job_id="job-1", attempt=2, phase=Phase.PREPARE, spec=resolved, storage=str(tmp_path))
+
+
+@pytest.fixture
+def control(brief: AttemptBrief, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControlPlane]:
+    with FakeControlPlane(brief) as control:
+        for name, value in control.environment.items():
+            monkeypatch.setenv(name, value)
+        yield control
+
+
+def work(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | Exception) -> None:
+    """Let the phase report a note, as phases do, and end so."""
+
+    def phase(brief: AttemptBrief) -> dict[str, Any]:
+        with HttpReporter(ControlPlane.from_environment(), brief) as reporter:
+            reporter.send(Note(code="seen", message="working"))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(entry, "phase_function", lambda _: phase)
+
+
+def test_a_good_end(control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    work(monkeypatch, {"rows": 3})
+    assert entry.main() == 0
+    assert control.bodies == [Note(code="seen", message="working"), Finished(result={"rows": 3})]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retryable"),
+    [
+        (DataError("nothing there", code="empty_dataset"), "empty_dataset", False),
+        (RetryableScoreError("busy"), "score_unavailable", True),
+        (FingerprintMismatchError("another"), "fingerprint_mismatch", False),
+        (WorkerLostError("gone"), "worker_lost", True),
+    ],
+)
+def test_an_error_of_ours_keeps_its_code(
+    control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, retryable: bool
+) -> None:
+    work(monkeypatch, error)
+    assert entry.main() == 1
+    assert control.bodies[-1] == Failed(code=code, message=str(error), retryable=retryable)
+
+
+def test_an_unexpected_error_shows_no_trace(
+    control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(monkeypatch, KeyError("secret_internals"))
+    assert entry.main() == 1
+    last = control.bodies[-1]
+    assert isinstance(last, Failed)
+    assert (last.code, last.retryable) == ("internal_error", True)
+    assert "secret" not in last.message
+
+
+def test_started_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("TIDE_CONTROL_URL", raising=False)
+    assert entry.main() == 2
+    assert "as a Ray job" in capsys.readouterr().err
+
+
+def test_a_revoked_attempt_does_nothing(control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDE_ATTEMPT_TOKEN", "revoked")
+    work(monkeypatch, {})
+    assert entry.main() == 1
+    assert control.bodies == []
+
+
+class WrappedError(Exception):
+    """As Ray Train raises it."""
+
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        super().__init__("training failed")
+        self.worker_failures = failures
+
+
+def test_errors_are_found_inside_rays() -> None:
+    inner = DataError("x")
+    middle = RuntimeError("task failed")
+    middle.cause = inner  # type: ignore[attr-defined]
+    assert own_error(WrappedError({0: ValueError("y"), 1: middle})) is inner
+    assert own_error(WrappedError({0: ValueError("y")})) is None
+    assert lost_worker(WrappedError({1: ActorDiedError()})) is not None
+    assert lost_worker(WrappedError({1: ValueError("y")})) is None
