@@ -51,8 +51,6 @@ LEARNING_RATE = 4e-3
 EXACT_MATCH_TOKENS = 32
 TIMESTEPS = 6
 
-SAMPLE_PROMPT = "Reverse: lantern"
-
 METRIC_THAT_COUNTS = "held-out NELBO per token"
 """Named beforehand, for both pipelines."""
 

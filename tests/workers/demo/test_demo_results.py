@@ -169,9 +169,9 @@ def test_ctrl_c_cancels_the_jobs_on_somebody_elses_service(
     if is_own:
         service = Service("http://own", process=object())  # type: ignore[arg-type]
         monkeypatch.setattr(main, "_service", lambda *arguments: _Entered(service))
-    arguments = ["--folder", str(tmp_path), *([] if is_own else ["--url", "http://theirs"])]
+    request = main.DemoRequest(tmp_path, None if is_own else "http://theirs")
     with pytest.raises(SystemExit) as ended:
-        main.run(arguments)
+        main.run(request)
     assert ended.value.code == 130
     assert recorder.posted == [job.name for job in MAIN_JOBS]
     assert recorder.cancelled == ([] if is_own else recorder.posted[1:])
