@@ -52,6 +52,7 @@ from tide_core.losses.sparse import (
     sparse_forward_kl,
     sparse_reverse_kl,
     sparse_tidal_kl,
+    tail_candidates,
 )
 from tide_core.losses.validation import require_ids
 from tide_core.schedules.noise import NoiseSchedule
@@ -282,13 +283,16 @@ class Objective:
                 f"{term.temperature}; ask the teacher at the term's temperature",
                 param="teacher.temperature",
             )
+        hidden, head = inputs.student_hidden[teacher.aligned_masked_index], inputs.student_head
+        shared, size = teacher.shared_vocab, self._slice_size
+        own = tail_candidates(hidden, head, teacher.ids, shared_vocab=shared, slice_size=size)
         student = linear_bucket_log_probs(
-            inputs.student_hidden[teacher.aligned_masked_index],
-            inputs.student_head,
-            teacher.ids,
+            hidden,
+            head,
+            torch.cat([teacher.ids.to(own.dtype), own], dim=1),
             temperature=term.temperature,
-            shared_vocab=teacher.shared_vocab,
-            slice_size=self._slice_size,
+            shared_vocab=shared,
+            slice_size=size,
         )
         scores = (student, teacher.log_probs, teacher.log_tail)
         match term:

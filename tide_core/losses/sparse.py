@@ -1,18 +1,18 @@
 """Divergences from a teacher's k most likely tokens and the mass of its tail.
 
-What such scores can know: the teacher's probabilities of k ids, and that all others together have ``p_tail``.
-What they cannot: how the tail is spread. By the data-processing inequality every teacher that agrees with the
-scores has at least the divergence of the k + 1 outcomes "id 1, ..., id k, anything else"; the bound is
-attained by the teacher whose tail is shaped like the student's. So the k + 1 outcomes give the largest lower
-bound, and their gradient is the one that claims nothing about the tail but its mass: it scales the tail as a
-whole. Renormalising the k ids instead would teach the student to give the tail no mass at all, and spreading
-the tail evenly would pull it towards a uniform distribution.
+What such scores can know: the teacher's probabilities of k ids, that all others together have ``p_tail``, and
+that none of them is likelier than the k-th. What they cannot: how the tail is spread below that cap. Of all
+teachers that agree with the scores, the one nearest to the student (in either direction of the divergence)
+has the tail ``min(p_k, c q)`` with ``q`` the student and ``c`` such that the mass is right. Its divergence is
+the largest lower bound that the scores support, and by the envelope theorem the bound's gradient is that of
+the divergence from this teacher, held fixed. It claims nothing about the tail but its mass and its cap: the
+student's tail is scaled as a whole, except where the student alone believes in a token that the teacher
+cannot. Renormalising the k ids instead would teach the student to give the tail no mass at all.
 
-The same holds for TIDAL: with a tail shaped like the student's, the mixture's bucket is
-``q_tail^(1 - lambda) p_tail^lambda`` (an upper bound of the true one, by Hölder's inequality), which is the
-dense formula on k + 1 outcomes.
+The k ids, the student's own likeliest tail ids (``candidates``) and one bucket for the rest are the outcomes
+that the dense formulas run over. Without candidates the cap goes unused.
 
-Sources: TIDE (arXiv 2604.26951) for the divergences.
+Sources: TIDE (arXiv 2604.26951) for the divergences; the data-processing inequality for the bucket.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ from tide_core.losses.validation import (
     require_ids,
     require_temperature,
 )
+
+DEFAULT_CANDIDATES = 64
+"""Tail ids of the student's own that are held against the cap."""
 
 
 class TopK(NamedTuple):
@@ -106,16 +109,7 @@ def linear_bucket_log_probs(
         NonFiniteError: when a logit is NaN or infinite.
     """
     require_temperature(temperature)
-    if hidden.shape[1] != head.shape[1] or ids.shape[0] != hidden.shape[0]:
-        raise ShapeError(
-            f"hidden {tuple(hidden.shape)}, head {tuple(head.shape)} and ids {tuple(ids.shape)} do not fit",
-            param="ids",
-        )
-    if not 1 <= shared_vocab <= head.shape[0]:
-        raise InvalidInputError(
-            f"shared_vocab must lie in 1 .. {head.shape[0]}, got {shared_vocab}", param="shared_vocab"
-        )
-    require_ids("ids", ids, shared_vocab)
+    _require_buckets(hidden, head, ids, shared_vocab)
     buckets: Tensor = _BucketLogProbs.apply(  # type: ignore[no-untyped-call]
         hidden,
         head,
@@ -126,6 +120,40 @@ def linear_bucket_log_probs(
     return buckets
 
 
+def tail_candidates(
+    hidden: Float[Tensor, "masked hidden"],
+    head: Float[Tensor, "vocab hidden"],
+    ids: Int[Tensor, "masked topk"],
+    count: int = DEFAULT_CANDIDATES,
+    *,
+    shared_vocab: int,
+    slice_size: int | None = None,
+) -> Int[Tensor, "masked candidate"]:
+    """The student's own likeliest ids outside the teacher's k, likeliest first; no gradient.
+
+    Append them to ``ids`` for :func:`linear_bucket_log_probs`. There are fewer than ``count`` when the shared
+    vocabulary has fewer other ids.
+
+    Raises:
+        As :func:`linear_bucket_log_probs`.
+    """
+    _require_buckets(hidden, head, ids, shared_vocab)
+    size = resolved_slice_size(slice_size, hidden)
+    kept = min(count, shared_vocab - ids.shape[1])
+    best = hidden.new_empty((hidden.shape[0], 0), dtype=accumulation_dtype(hidden))
+    best_ids = ids.new_empty((hidden.shape[0], 0), dtype=torch.int64)
+    with torch.no_grad():
+        for start, stop in vocabulary_slices(hidden.shape[0], shared_vocab, size):
+            logits = slice_logits(hidden, head, start, stop)
+            row, _, column = _inside(ids, start, stop)
+            logits[row, column] = float("-inf")
+            here, place = logits.topk(min(kept, stop - start), dim=1)
+            both, both_ids = torch.cat([best, here], dim=1), torch.cat([best_ids, place + start], dim=1)
+            best, order = both.topk(min(kept, both.shape[1]), dim=1)
+            best_ids = both_ids.gather(1, order)
+    return best_ids
+
+
 def sparse_forward_kl(
     student_buckets: Float[Tensor, "masked outcome"],
     teacher_log_probs: Float[Tensor, "masked topk"],
@@ -133,15 +161,16 @@ def sparse_forward_kl(
     *,
     temperature: float,
 ) -> Float[Tensor, " masked"]:
-    """``T^2 KL(teacher || student)`` over k + 1 outcomes: at most the exact one, and equal at full k.
+    """``T^2 KL(teacher || student)`` from top-k scores: at most the exact one, and equal at full k.
 
     Args:
-        student_buckets: from :func:`linear_bucket_log_probs` at the same temperature.
+        student_buckets: the student's log-probabilities of the teacher's k ids, of its own candidates
+            (likeliest first; there may be none) and of the rest, from :func:`linear_bucket_log_probs`.
         teacher_log_probs, teacher_log_tail: the teacher's, at the same temperature.
         temperature: sets the factor ``T^2``.
 
     Raises:
-        ShapeError: when the number of outcomes differs.
+        ShapeError: when there are not more outcomes than the teacher's ids.
         NonFiniteError: when a score is NaN.
     """
     student, teacher = _outcomes(student_buckets, teacher_log_probs, teacher_log_tail)
@@ -155,7 +184,7 @@ def sparse_reverse_kl(
     *,
     temperature: float,
 ) -> Float[Tensor, " masked"]:
-    """``T^2 KL(student || teacher)`` over k + 1 outcomes; arguments and errors as the forward form."""
+    """``T^2 KL(student || teacher)`` from top-k scores; arguments and errors as the forward form."""
     student, teacher = _outcomes(student_buckets, teacher_log_probs, teacher_log_tail)
     return temperature**2 * reverse_kl(student, teacher, temperature=1.0)
 
@@ -168,7 +197,7 @@ def sparse_tidal_kl(
     *,
     temperature: float,
 ) -> Float[Tensor, " masked"]:
-    """TIDAL's ``T^2 KL(r || student)`` over k + 1 outcomes; arguments and errors as the forward form."""
+    """TIDAL's ``T^2 KL(r || student)`` from top-k scores; arguments and errors as the forward form."""
     student, teacher = _outcomes(student_buckets, teacher_log_probs, teacher_log_tail)
     return temperature**2 * tidal_kl(student, teacher, lambda_t, temperature=1.0)
 
@@ -176,13 +205,60 @@ def sparse_tidal_kl(
 def _outcomes(
     student_buckets: Tensor, teacher_log_probs: Tensor, teacher_log_tail: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of all outcomes: the student's, and the nearest teacher's."""
+    k = teacher_log_probs.shape[1]
+    if student_buckets.shape[1] <= k:
+        raise ShapeError(
+            f"student_buckets has {student_buckets.shape[1]} outcomes for a teacher's {k} ids; there must be "
+            "one more, the tail",
+            param="student_buckets",
+        )
     # An empty tail has log mass -inf on one or both sides; the smallest normal number stands in for 0.
     lowest = math.log(torch.finfo(student_buckets.dtype).tiny)
-    teacher = torch.cat([teacher_log_probs, teacher_log_tail[:, None]], dim=1).to(student_buckets.dtype)
-    student_tail = student_buckets[:, -1:].clamp(min=lowest)
-    teacher_tail = teacher[:, -1:].clamp(min=lowest)
-    student = torch.cat([student_buckets[:, :-1], student_tail], dim=1)
-    return student, torch.cat([teacher[:, :-1], teacher_tail], dim=1)
+    known, own_tail = student_buckets[:, :k], student_buckets[:, k:].clamp(min=lowest)
+    tail = _nearest_tail(own_tail.detach(), teacher_log_probs[:, -1], teacher_log_tail)
+    teacher = torch.cat([teacher_log_probs, tail.clamp(min=lowest)], dim=1).to(student_buckets.dtype)
+    return torch.cat([known, own_tail], dim=1), teacher
+
+
+def _nearest_tail(own_tail: Tensor, log_cap: Tensor, log_mass: Tensor) -> Tensor:
+    """Log of ``min(p_k, c q)`` over candidates (descending) and the rest, by filling from the top.
+
+    With the first j candidates at the cap, ``c = (p_tail - j p_k) / (q_tail - q_1 - ... - q_j)``; the right j
+    is the first at which candidate j + 1 stays below the cap.
+    """
+    # The few numbers a row are computed in float64, relative to the tail's masses, so that no tail is too
+    # small; the rest is never capped, since it stands for many ids.
+    shares = (own_tail.double() - own_tail.double().logsumexp(dim=1, keepdim=True)).exp()
+    mass = log_mass.double().clamp(min=-600.0)[:, None]
+    cap = (log_cap.double()[:, None] - mass).exp()
+    before = shares.cumsum(dim=1) - shares
+    capped = torch.arange(shares.shape[1], device=shares.device)
+    scale = (1.0 - capped * cap) / (1.0 - before).clamp(min=1e-300)
+    fits = scale * shares <= cap
+    fits[:, -1] = True
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    filled = torch.where(capped < first, cap, scale.gather(1, first) * shares)
+    return filled.log() + mass
+
+
+def _require_buckets(hidden: Tensor, head: Tensor, ids: Tensor, shared_vocab: int) -> None:
+    if hidden.shape[1] != head.shape[1] or ids.shape[0] != hidden.shape[0]:
+        raise ShapeError(
+            f"hidden {tuple(hidden.shape)}, head {tuple(head.shape)} and ids {tuple(ids.shape)} do not fit",
+            param="ids",
+        )
+    if not 1 <= shared_vocab <= head.shape[0]:
+        raise InvalidInputError(
+            f"shared_vocab must lie in 1 .. {head.shape[0]}, got {shared_vocab}", param="shared_vocab"
+        )
+    require_ids("ids", ids, shared_vocab)
+
+
+def _inside(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and place of the ids that lie in a slice, and their column in it."""
+    row, place = ((ids >= start) & (ids < stop)).nonzero(as_tuple=True)
+    return row, place, ids[row, place] - start
 
 
 class _Tiling(NamedTuple):
@@ -199,8 +275,7 @@ class _BucketLogProbs(torch.autograd.Function):
         tail_side = RunningSoftmax(hidden)
         for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
             logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
-            row, place = ((ids >= start) & (ids < stop)).nonzero(as_tuple=True)
-            column = ids[row, place] - start
+            row, place, column = _inside(ids, start, stop)
             top[row, place] = logits[row, column]
             logits[row, column] = float("-inf")
             tail_side.add(logits)
@@ -219,8 +294,7 @@ class _BucketLogProbs(torch.autograd.Function):
         grad_sum = grad.sum(dim=1, keepdim=True)
         for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
             logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
-            row, place = ((ids >= start) & (ids < stop)).nonzero(as_tuple=True)
-            column = ids[row, place] - start
+            row, place, column = _inside(ids, start, stop)
             tail_share = (logits - tail[:, None]).exp()
             tail_share[row, column] = 0.0
             grad_logits = grad[:, -1:] * tail_share - grad_sum * (logits - total[:, None]).exp_()

@@ -16,6 +16,7 @@ from tide_core.losses.sparse import (
     sparse_forward_kl,
     sparse_reverse_kl,
     sparse_tidal_kl,
+    tail_candidates,
     top_k_of_logits,
 )
 from tide_core.losses.tidal import tidal_kl
@@ -143,6 +144,99 @@ def test_fused_buckets_equal_plain_buckets(
     ]
     for ours, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
+
+
+# The nearest tail -----------------------------------------------------------------------------------------
+
+
+def own_ids(student: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
+    return student.detach().scatter(1, ids, -math.inf).topk(count, dim=1).indices
+
+
+def nearest_tail(tail: list[float], cap: float, mass: float) -> list[float]:
+    """``min(cap, c q)`` with the right mass, by bisection on c."""
+    low, high = 0.0, 1e30
+    for _ in range(2000):
+        middle = math.sqrt(low * high) if low > 0 else high * 1e-3 if high > 1e-290 else 0.0
+        total = math.fsum(min(cap, middle * q) for q in tail)
+        low, high = (middle, high) if total < mass else (low, middle)
+        if high / max(low, 1e-300) < 1 + 1e-14:
+            break
+    return [min(cap, high * q) for q in tail]
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 14), st.sampled_from([1.0, 2.0]), st.floats(0.1, 6.0), st.integers(0, 999))
+def test_with_all_candidates_the_teacher_is_the_nearest_one(
+    vocab: int, temperature: float, scale: float, seed: int
+) -> None:
+    k = max(1, vocab // 3)
+    student, teacher = draw(3, vocab, seed=seed, scale=scale), draw(3, vocab, seed=seed + 1)
+    top = top_k_of_logits(teacher, k, temperature=temperature)
+    ids = torch.cat([top.ids, own_ids(student, top.ids, vocab - k)], dim=1)
+    student_buckets = bucket_log_probs(student, ids, temperature=temperature)
+    forward = sparse_forward_kl(student_buckets, top.log_probs, top.log_tail, temperature=temperature)
+    reverse = sparse_reverse_kl(student_buckets, top.log_probs, top.log_tail, temperature=temperature)
+    for row in range(3):
+        q = oracle.softmax(student[row].tolist(), temperature)
+        p = oracle.softmax(teacher[row].tolist(), temperature)
+        order = ids[row].tolist()
+        mass = math.fsum(p[v] for v in order[k:])
+        tail = nearest_tail([q[v] for v in order[k:]], p[order[k - 1]], mass)
+        log_p = [math.log(x) for x in [p[v] for v in order[:k]] + tail]
+        log_q = [math.log(q[v]) for v in order]
+        factor = temperature**2
+        assert float(forward[row]) == pytest.approx(factor * oracle.kl(log_p, log_q), abs=1e-7)
+        assert float(reverse[row]) == pytest.approx(factor * oracle.kl(log_q, log_p), abs=1e-7)
+
+
+@settings(max_examples=60)
+@given(st.integers(3, 30), st.integers(0, 8), st.sampled_from([1.0, 2.0]), st.integers(0, 999))
+def test_candidates_tighten_the_bound_and_never_pass_the_exact_value(
+    vocab: int, count: int, temperature: float, seed: int
+) -> None:
+    student, teacher = draw(4, vocab, seed=seed), draw(4, vocab, seed=seed + 1)
+    k = max(1, vocab // 3)
+    top = top_k_of_logits(teacher, k, temperature=temperature)
+    ids = torch.cat([top.ids, own_ids(student, top.ids, min(count, vocab - k))], dim=1)
+    bare, own = (bucket_log_probs(student, each, temperature=temperature) for each in (top.ids, ids))
+    reference = exact(student, teacher, temperature)
+    for name, loss in (("forward", sparse_forward_kl), ("reverse", sparse_reverse_kl)):
+        with_own = loss(own, top.log_probs, top.log_tail, temperature=temperature)
+        assert (with_own >= loss(bare, top.log_probs, top.log_tail, temperature=temperature) - 1e-9).all()
+        assert (with_own <= reference[name] + 1e-9).all()
+
+
+def test_a_token_that_only_the_student_believes_in_is_pushed_down() -> None:
+    """The teacher's k-th id has 1e-3; the student's favourite is not among the k, so it has no more."""
+    teacher = torch.log(torch.tensor([[0.6, 0.399, 1e-3] + [1e-6] * 5], dtype=torch.float64))
+    student = torch.tensor([[0.0, 0.0, 0.0, 6.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_()
+    top = top_k_of_logits(teacher, 3, temperature=1.0)
+    ids = torch.cat([top.ids, own_ids(student, top.ids, 2)], dim=1)
+    values = sparse_forward_kl(
+        bucket_log_probs(student, ids, temperature=1.0), top.log_probs, top.log_tail, temperature=1.0
+    )
+    (gradient,) = torch.autograd.grad(values.sum(), student)
+    (wanted,) = torch.autograd.grad(forward_kl(student, teacher, temperature=1.0).sum(), student)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 0.01
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 5),
+    st.integers(1, 25),
+    st.integers(0, 30),
+    st.sampled_from([1, 9, 50, None]),
+    st.integers(0, 999),
+)
+def test_candidates_are_the_students_likeliest_tail_ids(
+    rows: int, vocab: int, count: int, slice_size: int | None, seed: int
+) -> None:
+    hidden, head = draw(rows, 5, seed=seed), draw(vocab + 4, 5, seed=seed + 1)
+    k = max(1, vocab // 3)
+    ids = draw(rows, vocab, seed=seed + 2).argsort(dim=1)[:, :k]
+    found = tail_candidates(hidden, head, ids, count, shared_vocab=vocab, slice_size=slice_size)
+    assert torch.equal(found, own_ids((hidden @ head.T)[:, :vocab], ids, min(count, vocab - k)))
 
 
 def test_an_empty_tail_stays_finite_end_to_end() -> None:
