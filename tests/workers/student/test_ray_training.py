@@ -154,18 +154,21 @@ def run(control: FakeControlPlane, brief: AttemptBrief) -> Finished | Failed:
 
 
 def test_one_trainer_and_two_give_the_same_losses(control: FakeControlPlane, workplace: Workplace) -> None:
-    curves = {}
+    curves, norms = {}, {}
     for workers in (1, 2):
         brief = workplace.brief(f"w{workers}", workers=workers)
         last_word = run(control, brief)
         assert isinstance(last_word, Finished), last_word
         assert last_word.result["steps"] == 6
         curves[workers] = control.series("loss")
+        norms[workers] = control.series("gradient_norm")
         trained = [metrics.step for metrics in control.of_type(Metrics) if "loss" in metrics.values]
         assert trained == [1, 2, 3, 4, 5, 6]
         assert any(note.code == "teacher.attested" for note in control.of_type(Note))
         assert len(control.series("held_out/nelbo")) == 2
     assert curves[2] == pytest.approx(curves[1], rel=1e-4)
+    # Adam hardly notices a gradient that is twice too small; its norm tells.
+    assert norms[2] == pytest.approx(norms[1], rel=1e-3)
     _export_loads(Path(workplace.brief("w2", workers=2).folder))
 
 
