@@ -23,14 +23,7 @@ from tide_core.contracts.job import (
     StudentSpec,
     TeacherSpec,
 )
-from tide_core.contracts.objective import (
-    CrossEntropyTerm,
-    ObjectiveTerm,
-    Pipeline,
-    TeacherContext,
-    Variant,
-    expand_variant,
-)
+from tide_core.contracts.objective import Pipeline, Variant
 from workers.demo.assets import STUDENT_TOKENIZER, TEACHER_DENSE, TEACHER_MOE
 from workers.demo.conversations import RowCounts
 from workers.demo.sizes import BLOCK_SIZE, MAX_LENGTH, STUDENT_SIZE, dense_config
@@ -53,9 +46,6 @@ TIMESTEPS = 6
 
 METRIC_THAT_COUNTS = "held-out NELBO per token"
 """Named beforehand, for both pipelines."""
-
-DISTILLATION_WEIGHT = {Pipeline.CROSS_TOKENIZER: 1.0, Pipeline.SHARED_TOKENIZER: 1.0}
-
 
 _WITH_BASELINES = {Variant.TIDE_CROSS, Variant.TIDE_SHARED}
 
@@ -92,7 +82,6 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
         steps: optimiser steps.
     """
     teacher = TEACHER_MOE if job.pipeline is Pipeline.CROSS_TOKENIZER else TEACHER_DENSE
-    terms, context = _objective(job)
     return JobSpec(
         name=job.name,
         teacher=TeacherSpec(model=str(teacher)),
@@ -100,8 +89,7 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
             config=_student_config(), tokenizer=str(STUDENT_TOKENIZER), block_size=BLOCK_SIZE
         ),
         pipeline=job.pipeline.value,
-        objective=terms,
-        teacher_context=context,
+        objective=job.variant,
         data=DataSpec(
             sources=(DataSource(location=str(corpus / "train.jsonl")),),
             held_out=HeldOut(sources=(DataSource(location=str(corpus / "test.jsonl")),)),
@@ -135,16 +123,3 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
 def _student_config() -> dict[str, Any]:
     tokenizer = load_tokenizer(STUDENT_TOKENIZER)
     return dense_config("a2d-qwen3", STUDENT_SIZE, tokenizer, STUDENT, is_tied=True)
-
-
-def _objective(job: DemoJob) -> tuple[tuple[ObjectiveTerm, ...], TeacherContext]:
-    terms, context = expand_variant(job.variant, job.pipeline)
-    return tuple(_tuned(term, job.pipeline) for term in terms), context
-
-
-def _tuned(term: ObjectiveTerm, pipeline: Pipeline) -> ObjectiveTerm:
-    match term:
-        case CrossEntropyTerm():
-            return term
-        case _:
-            return term.model_copy(update={"weight": DISTILLATION_WEIGHT[pipeline]})
