@@ -172,6 +172,14 @@ def test_log1mexp_keeps_its_digits(x: float) -> None:
     assert float(log1mexp(torch.tensor([x], dtype=torch.float64))) == pytest.approx(exact, rel=1e-12, abs=0)
 
 
+def test_log1mexp_has_a_finite_gradient_at_both_ends() -> None:
+    x = column([-1e-300, -1e-20, -0.5, -2.0, -1e3])
+    (slopes,) = torch.autograd.grad(log1mexp(x).sum(), x)
+    # -1 / (exp(-x) - 1)
+    wanted = [-1e300, -1e20, -1 / math.expm1(0.5), -1 / math.expm1(2.0), 0.0]
+    torch.testing.assert_close(slopes, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
 # Chunk sums -------------------------------------------------------------------------------------------
 
 

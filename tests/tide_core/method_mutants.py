@@ -1,0 +1,349 @@
+"""Breaks the method on purpose, one small change at a time, and sees whether the tests notice.
+
+Run as a script from the repository's root: it prints one Markdown table row a mutant, and ends with status 1
+when a mutant survived. Golden values are left out of the run: they notice every change and prove nothing.
+A fast test (test_mutants_apply.py) keeps the list in step with the code.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: in ``module``, the first occurrence of ``before`` becomes ``after``."""
+
+    module: str
+    before: str
+    after: str
+    tests: str
+
+
+def _mutants(module: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
+    return [Mutant(f"tide_core/{module}.py", before, after, tests) for before, after in changes]
+
+
+MUTANTS = [
+    *_mutants(
+        "schedules/noise",
+        "schedules",
+        ("return 1.0 - t", "return t"),
+        ("return t * 0.0 - 1.0", "return t * 0.0 + 1.0"),
+        ("return 1.0 / t", "return 1.0 / (t + 1e-6)"),
+        ("return 1.0 - _sine(t * (math.pi / 2))", "return 1.0 - _sine(t * math.pi)"),
+        ("_sine((1.0 - t) * (math.pi / 2)) * (-math.pi / 2)", "_sine((1.0 - t) * (math.pi / 2)) * -1.0"),
+        ("return -self.alpha_derivative(t) / _sine(", "return self.alpha_derivative(t) / _sine("),
+        ("(t > 0) & (t <= 1)", "(t >= 0) & (t <= 1)"),
+    ),
+    *_mutants(
+        "schedules/tidal",
+        "schedules",
+        ("lambda_init + (lambda_max - lambda_init)", "lambda_init + lambda_max"),
+        ("return trained * (1.0 - t)", "return trained * t"),
+        ("return lambda_max * (1.0 - t)", "return lambda_init * (1.0 - t)"),
+        ("(1.0 - math.cos(math.pi * progress)) / 2.0", "1.0 - math.cos(math.pi * progress / 2.0)"),
+        ("MIDRANGE_CENTRE = 0.5", "MIDRANGE_CENTRE = 0.45"),
+        ("(2 * MIDRANGE_WIDTH**2)", "MIDRANGE_WIDTH**2"),
+    ),
+    *_mutants(
+        "schedules/adaptive",
+        "schedules",
+        ("(previous - loss) / (previous + 1e-15)", "(loss - previous) / (previous + 1e-15)"),
+        ("(1.0 - momentum_decay) * relative_fall", "relative_fall"),
+        ("* (1.0 - state.progress)", "* state.progress"),
+        ("max(linear_progress, state.progress + stride)", "state.progress + stride"),
+    ),
+    *_mutants(
+        "masks/streams",
+        "masks",
+        ("{int(seed)}/{int(epoch)}", "{int(seed)}{int(epoch)}"),
+        ("/{int(sample_index)}/", "/"),
+        ("/{stream}", ""),
+        ("* 2.0**-53", "* 2.0**-54"),
+        ("words = raw_words(seed, epoch, 0,", "words = raw_words(seed, 0, 0,"),
+    ),
+    *_mutants(
+        "masks/corruption",
+        "masks",
+        ("min_t + (1.0 - min_t) *", "min_t +"),
+        ("is_maskable & (draws < 1.0 - noise.alpha(t))", "draws < 1.0 - noise.alpha(t)"),
+        ("draws < 1.0 - noise.alpha(t)", "draws < noise.alpha(t)"),
+        ("is_masked |= _of_chunks(is_active, chunk_ids)", "is_masked &= _of_chunks(is_active, chunk_ids)"),
+        ("return has_masked & ~has_ignored", "return has_masked"),
+        ("np.append(per_chunk, np.uint8(0))", "np.append(per_chunk, np.uint8(1))"),
+        ("in_b.astype(np.uint8) * np.uint8(FIRST_VIEW)", "in_b.astype(np.uint8) * np.uint8(SECOND_VIEW)"),
+        (
+            "groups[teacher_positions[has_teacher]] = student_groups[has_teacher]",
+            "groups[np.maximum(teacher_positions, 0)] = student_groups",
+        ),
+        ("is_masked.sum()) / maskable if", "is_masked.sum()) / labels.size if"),
+    ),
+    *_mutants(
+        "masks/compdemo",
+        "masks",
+        ("is_masked.shape) < ratio", "is_masked.shape) > ratio"),
+        ("return is_masked & draws, is_masked & ~draws", "return is_masked & draws, ~draws"),
+    ),
+    *_mutants(
+        "masks/block_attention",
+        "masks",
+        (
+            "(key_copy == CLEAN) & (key_block < query_block)",
+            "(key_copy == CLEAN) & (key_block <= query_block)",
+        ),
+        ("(query_block == key_block) & (query_copy == key_copy)", "query_block == key_block"),
+        (
+            "(key_copy == CLEAN) & (key_block <= query_block)",
+            "(key_copy == CLEAN) & (key_block >= query_block)",
+        ),
+        ("[0, 1] if x0_first else [1, 0]", "[1, 0] if x0_first else [0, 1]"),
+        (
+            "return (is_key[:, None, :] | is_self)[:, None]",
+            "return (is_key[:, None, :] & torch.ones_like(is_self))[:, None]",
+        ),
+        ("(blocks[None, :] <= blocks[:, None])", "(blocks[None, :] < blocks[:, None])"),
+        ("masked_fill(self.is_mask_token, mask_token_id)", "masked_fill(self.copy > 0, mask_token_id)"),
+        ("(blocks < last_kept) & is_token", "(blocks < last_kept - 1) & is_token"),
+        ("(blocks < last_kept) & is_token", "(blocks <= last_kept) & is_token"),
+        ("is_kept_block.gather(1, blocks) & is_token", "is_kept_block.gather(1, blocks)"),
+        ("last_kept = torch.maximum(last_kept, last)", "last_kept = last"),
+        ("return [*kept, (blocks < last_kept) & is_token]", "return [*kept, is_token]"),
+        ("order % seq_len", "order % (seq_len + 1)"),
+        ("return row[by_source], column[by_source]", "return row, column"),
+        ("+ is_clean.int())", "+ (~is_clean).int())"),
+        ("torch.where(is_padding, own_place, number * 4 + copy.int())", "number * 4 + copy.int()"),
+        ("number * 4 + copy.int()", "number * 4"),
+        (".masked_fill(is_padding, 0)\n    own", "\n    own"),
+    ),
+    *_mutants(
+        "losses/cross_entropy",
+        "losses",
+        ("return -target_log_probs(", "return target_log_probs("),
+        (".log_softmax(dim=-1)", ".log_softmax(dim=0)"),
+    ),
+    *_mutants(
+        "losses/kl",
+        "losses",
+        (
+            "return temperature**2 * kl_of_log_probs(teacher, student)",
+            "return temperature * kl_of_log_probs(teacher, student)",
+        ),
+        ("kl_of_log_probs(teacher, student)", "kl_of_log_probs(student, teacher)"),
+        (
+            "return temperature**2 * kl_of_log_probs(student, teacher)",
+            "return kl_of_log_probs(student, teacher)",
+        ),
+        ("(log_p - log_q) - p + q", "(log_p - log_q) + p + q"),
+        ("teacher_logits.detach()", "teacher_logits"),
+        ("(student_logits.to(dtype) / temperature)", "(student_logits.to(dtype) * temperature)"),
+    ),
+    *_mutants(
+        "losses/tidal",
+        "losses",
+        (
+            "(1.0 - share) * student.detach() + share * teacher",
+            "share * student.detach() + (1.0 - share) * teacher",
+        ),
+        ("student.detach()", "student"),
+        ("temperature**2 * kl_of_log_probs(target, student)", "kl_of_log_probs(target, student)"),
+        ("+ share * teacher).log_softmax(dim=-1)", "+ share * teacher)"),
+    ),
+    *_mutants(
+        "losses/calm",
+        "losses",
+        ("torch.where(chunk_ids < 0, n_chunks, chunk_ids)", "torch.where(chunk_ids < 0, 0, chunk_ids)"),
+        (
+            "_cross_entropy(teacher.yes.exp(), teacher.no.exp(), student)",
+            "_cross_entropy(student.yes.exp(), student.no.exp(), student)",
+        ),
+        (
+            "(1.0 - share) * student.yes.detach().exp() + share * teacher.yes.exp()",
+            "share * student.yes.detach().exp() + (1.0 - share) * teacher.yes.exp()",
+        ),
+        ("student.no.detach()", "student.no"),
+        (
+            "_cross_entropy(student.yes.exp(), student.no.exp(), teacher)",
+            "_cross_entropy(student.yes.detach().exp(), student.no.detach().exp(), teacher)",
+        ),
+        (
+            "yes + student.no.exp() * (student.no - teacher.no)",
+            "yes - student.no.exp() * (student.no - teacher.no)",
+        ),
+        ("return -(yes * model.yes + no * model.no)", "return yes * model.yes + no * model.no"),
+        ("(chunk_lp / temperature)", "(chunk_lp * temperature)"),
+        ("math.log(floor) if floor > 0.0 else None", "None"),
+        ("min(math.log1p(-floor), -torch.finfo(chunk_lp.dtype).eps / 2)", "math.log1p(-floor)"),
+        ("x.clamp(max=-math.log(2.0))", "x"),
+        ("teacher_chunk_lp.detach()", "teacher_chunk_lp"),
+        ("share = share[:, None]", "share = share[None, :]"),
+    ),
+    *_mutants(
+        "losses/debiasing",
+        "losses",
+        ("return inside - scores.logsumexp(dim=-1)", "return inside"),
+        ("masked_fill(~is_boundary,", "masked_fill(is_boundary,"),
+        ("return chunk_lp + boundary_lp", "return chunk_lp - boundary_lp"),
+        (".exp() >= threshold", ".exp() < threshold"),
+    ),
+    *_mutants(
+        "losses/fused_linear",
+        "losses",
+        ("probs.mul_(-grad[:, None])", "probs.mul_(grad[:, None])"),
+        ("(grad * is_here)[:, None]", "grad[:, None]"),
+        ("torch.where(is_here, found.double(), target_logits)", "found.double()"),
+        (
+            "share * target_side.expected - (target_total - student_total)",
+            "target_side.expected - (target_total - student_total)",
+        ),
+        (
+            "frozen.temperature**2 * divergence).to(share.dtype)",
+            "frozen.temperature * divergence).to(share.dtype)",
+        ),
+        ("student_probs.sub_(target_probs).mul_(scale)", "target_probs.sub_(student_probs).mul_(scale)"),
+        (
+            "expected_gap - (student_total - teacher_side.log_total)",
+            "expected_gap + (student_total - teacher_side.log_total)",
+        ),
+        ("student.sub_(teacher).sub_(expected_gap[:, None])", "student.sub_(teacher)"),
+        ("self.expected = faded + here * (peak - grown).exp()", "self.expected = faded + here"),
+        ("self.expected * (self.log_total - grown).exp()", "self.expected"),
+        ("start + width, vocab", "start + width - 1, vocab"),
+        ("self._hidden_sum += grad_logits", "self._hidden_sum = grad_logits"),
+        ("slice_size // max(1, rows)", "slice_size"),
+        ("torch.where(is_here, ids - start, 0)", "torch.where(is_here, ids, 0).clamp(max=stop - start - 1)"),
+    ),
+    *_mutants(
+        "losses/sparse",
+        "losses",
+        (
+            'log_tail = log_probs.scatter(1, ids, float("-inf")).logsumexp(dim=-1)',
+            "log_tail = log_probs.logsumexp(dim=-1)",
+        ),
+        ("log_probs.gather(1, ids.long()), log_tail]", "log_probs.gather(1, ids.long()), -log_tail]"),
+        ("grad[:, -1:] * tail_share - grad_sum", "grad[:, -1:] * tail_share + grad_sum"),
+        ("tail_share[row, column] = 0.0", "tail_share[row, column] = 1.0"),
+        ("grad_logits.div_(tiling.temperature)", "grad_logits"),
+        ('logits[row, column] = float("-inf")', "logits[row, column] = 0.0"),
+        ("student_buckets[:, k:].clamp(min=lowest)", "student_buckets[:, k:]"),
+        ("fits = scale * shares <= cap", "fits = scale * shares >= cap"),
+        ("scale = (1.0 - capped * cap) /", "scale = 1.0 /"),
+        ("(1.0 - before).clamp(min=1e-300)", "1.0"),
+        ("torch.where(capped < first, cap,", "torch.where(capped <= first, cap,"),
+        ("teacher_log_probs[:, -1], teacher_log_tail", "teacher_log_probs[:, 0], teacher_log_tail"),
+        ("return filled.log() + mass", "return filled.log()"),
+        ("_nearest_tail(own_tail.detach(),", "_nearest_tail(own_tail,"),
+        ("place + start], dim=1)", "place], dim=1)"),
+        ("temperature**2 * tidal_kl(student", "tidal_kl(student"),
+    ),
+    *_mutants(
+        "objective",
+        "objective",
+        ("total = total + term.weight * value", "total = total + value"),
+        ("noise.weight(inputs.t)[inputs.masked_row]", "noise.weight(inputs.t)[0]"),
+        ("max(1, counts.maskable_tokens)", "max(1, counts.masked_positions)"),
+        ("max(1, inputs.normalisers.masked_positions)", "max(1, inputs.normalisers.active_chunks)"),
+        ("max(1, inputs.normalisers.active_chunks)", "max(1, teacher.log_probs.shape[0])"),
+        ("divergence = divergence * _at_aligned(weight, inputs, teacher)", "pass"),
+        (
+            "per_row[inputs.masked_row[teacher.aligned_masked_index]]",
+            "per_row[inputs.masked_row][: teacher.aligned_masked_index.shape[0]]",
+        ),
+        (
+            "inputs.student_hidden[teacher.aligned_masked_index]",
+            "inputs.student_hidden[: teacher.aligned_masked_index.shape[0]]",
+        ),
+        ('progress, growth = inputs.adaptive_progress, "linear"', 'growth = "linear"'),
+        ("share.sum() / _sequences(counts, term.normalisation)", "share.sum()"),
+        ("_lambda(term.schedule, inputs)[teacher.chunk_row]", "_lambda(term.schedule, inputs)[:1]"),
+        ("term.timestep_weight)[teacher.chunk_row]", "term.timestep_weight)[:1]"),
+        ("if teacher.temperature != term.temperature:", "if False:"),
+    ),
+    *_mutants(
+        "studies/paired",
+        "studies",
+        ("gaps[chosen].sum(axis=1) / divisor[chosen].sum(axis=1)", "(gaps / divisor)[chosen].mean(axis=1)"),
+        ("gaps = first - second", "gaps = second - first"),
+        ("(1.0 - level) / 2.0", "1.0 - level"),
+        ("2.0 * tail / (resamples + 1)", "tail / (resamples + 1)"),
+        ("gaps.sum() / divisor.sum()", "(gaps / divisor).mean()"),
+    ),
+]
+
+
+def workspace(folder: Path) -> None:
+    """A copy of the method and its tests."""
+    shutil.copytree(ROOT / "tide_core", folder / "tide_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "tests",
+        folder / "tests",
+        ignore=shutil.ignore_patterns("__pycache__", "service", "workers", "end_to_end", "deploy", "faults"),
+    )
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def change(mutant: Mutant, folder: Path) -> None:
+    """Make the mutant's change in a workspace."""
+    target = folder / mutant.module
+    text = target.read_text()
+    assert mutant.before in text, f"{mutant.module} no longer holds {mutant.before!r}"
+    target.write_text(text.replace(mutant.before, mutant.after, 1))
+
+
+def run_tests(tests: str, folder: Path) -> int:
+    """Exit status of one folder of tests, in a fork that already holds the heavy imports."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    with open(os.devnull, "w") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    import pytest
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--timeout=120"]
+    status = pytest.main([*options, str(folder / "tests" / "tide_core" / tests)])
+    os._exit(int(status))
+
+
+def main() -> int:
+    """Run all mutants (or those whose module contains the first argument) and print the table."""
+    import beartype  # noqa: F401
+    import hypothesis  # noqa: F401
+    import jaxtyping  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    chosen = [mutant for mutant in MUTANTS if wanted in mutant.module]
+    for tests in sorted({mutant.tests for mutant in chosen}):
+        with tempfile.TemporaryDirectory() as folder:
+            workspace(Path(folder))
+            assert run_tests(tests, Path(folder)) == 0, f"the tests in {tests} fail without any mutant"
+    survivors = 0
+    print("| module | before | after | caught | seconds |\n| --- | --- | --- | --- | --- |")
+    for mutant in chosen:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            workspace(Path(folder))
+            change(mutant, Path(folder))
+            # 1 is "tests failed"; anything else (collection error, nothing run) proves nothing.
+            is_caught = run_tests(mutant.tests, Path(folder)) == 1
+        survivors += not is_caught
+        before, after = (" ".join(text.replace("|", "\\|").split()) for text in (mutant.before, mutant.after))
+        verdict = "yes" if is_caught else "**no**"
+        seconds = f"{time.monotonic() - started:.1f}"
+        print(f"| {mutant.module} | `{before}` | `{after}` | {verdict} | {seconds} |", flush=True)
+    print(f"\n{survivors} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
