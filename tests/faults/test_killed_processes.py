@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from running_tide import Service, await_true, job_spec
 
 from service.orchestrator import embedded_ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 600
+STEPS = 800
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_a_job_survives_the_control_plane_and_then_the_cluster(service: Service,
         series = service.get(f"{path}/metrics?name=loss")["data"]
         return max(series[0]["steps"], default=0) if series else 0
 
-    await_true(lambda: steps_done() >= 1, "training has begun")
+    await_true(lambda: steps_done() >= 1, "training has begun", 240)
     service.kill()
     time.sleep(1.0)  # the trainer goes on alone and keeps its reports
     service.start()
@@ -52,7 +55,8 @@ def test_a_job_survives_the_control_plane_and_then_the_cluster(service: Service,
     assert record is not None
     assert service.get(path)["status"] == "running", "the job is too short for this test"
     for process in embedded_ray.members(record):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went down with one that was killed before it
+            process.kill()
     await_true(lambda: service.get(path)["finished_at"] is not None, "the job has ended", 240)
 
     job = service.get(path)
@@ -60,9 +64,9 @@ def test_a_job_survives_the_control_plane_and_then_the_cluster(service: Service,
     (loss,) = service.get(f"{path}/metrics?name=loss&max_points={STEPS}")["data"]
     steps = loss["steps"]
     assert steps == sorted(set(steps)), "what both attempts did is stored once"
-    assert steps[-1] - steps[0] == STEPS - 1
-    # What a killed trainer had not sent yet is gone; with both killed in turn that is a few seconds' worth.
-    assert len(steps) > STEPS // 2
+    # What a killed trainer had not sent is gone; steps that its last checkpoint holds are not repeated.
+    assert len(steps) > STEPS // 4
+    assert job["model"]["step"] == STEPS
     assert Path(job["model"]["location"], "model.safetensors").is_file()
     kinds = [event["type"] for event in service.get(f"{path}/events?limit=100")["data"]]
     assert kinds.count("job.succeeded") == 1
