@@ -76,3 +76,9 @@ def test_only_the_state_machine_sets_a_jobs_state() -> None:
     for path in (ROOT / "service").rglob("*.py"):
         if path.relative_to(ROOT) != Path("service/jobs/state_machine.py"):
             assert not re.search(r"\bjob\.state\s*=[^=]", path.read_text()), f"{path} sets a job's state"
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """pytest imports them by their base name: a second one would stop the whole run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
