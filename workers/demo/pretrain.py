@@ -202,18 +202,19 @@ def pretrain(
     return record
 
 
-def make(name: str, folder: Path, *, share_of_steps: float = 1.0) -> list[list[float]]:
-    """Make one shipped folder: tokeniser, weights in bfloat16, and the record of how it was made.
+@dataclass(frozen=True)
+class Draft:
+    """A recipe begun: fresh weights, its tokeniser, and batches without end."""
 
-    Args:
-        name: a key of `RECIPES`.
-        folder: written to; made when it does not exist.
-        share_of_steps: train only so much of the recipe.
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: Decoder
+    stream: Iterator[Batch]
+    documents: int
 
-    Returns:
-        The recorded losses.
-    """
-    recipe = RECIPES[name]
+
+def begin(recipe: Recipe) -> Draft:
+    """Train the recipe's tokeniser, draw its model, and open its stream of batches."""
     settings = recipe.settings
     functions = documented_functions()
     tokenizer = train_tokenizer(tokenizer_texts(functions), recipe.plan)
@@ -221,24 +222,36 @@ def make(name: str, folder: Path, *, share_of_steps: float = 1.0) -> list[list[f
     rows = endless_rows(functions, task_share=settings.task_share, seed=settings.seed)
     stream = batches(rows, encoder, batch_size=settings.batch_size, seed=settings.seed)
     model = recipe.build(tokenizer, recipe.plan, settings.seed)
+    return Draft(recipe, tokenizer, model, stream, len(functions))
+
+
+def make(name: str, folder: Path, *, share_of_steps: float = 1.0) -> None:
+    """Make one shipped folder: tokeniser, weights in bfloat16, and the record of how it was made.
+
+    Args:
+        name: a key of `RECIPES`.
+        folder: written to; made when it does not exist.
+        share_of_steps: train only so much of the recipe.
+    """
+    recipe = RECIPES[name]
+    draft = begin(recipe)
     stages = tuple(Stage(s.loss, max(1, round(s.steps * share_of_steps))) for s in recipe.stages)
     started = time.monotonic()
-    losses = pretrain(model, stages, stream, settings, _print_progress(name))
-    write_tokenizer(tokenizer, recipe.plan, folder)
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_bytes=_SHARD_BYTES)
+    losses = pretrain(draft.model, stages, draft.stream, recipe.settings, _print_progress(name))
+    write_tokenizer(draft.tokenizer, recipe.plan, folder)
+    draft.model.to(torch.bfloat16).save_pretrained(folder, max_shard_bytes=_SHARD_BYTES)
     record = {
         "recipe": name,
-        "settings": asdict(settings),
+        "settings": asdict(recipe.settings),
         "stages": [{"loss": s.loss.__name__, "steps": s.steps} for s in stages],  # type: ignore[attr-defined]
         "record_every": RECORD_EVERY,
         "losses": [[round(value, 4) for value in stage] for stage in losses],
-        "documents": len(functions),
+        "documents": draft.documents,
         "seconds": round(time.monotonic() - started),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
     }
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n")
-    return losses
 
 
 def _print_progress(name: str) -> Callable[[int, int, float], None]:

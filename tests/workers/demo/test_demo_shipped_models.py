@@ -1,4 +1,4 @@
-"""The shipped teachers: small, in the genuine layout, good at what they were taught, and remade by the recipe."""
+"""The shipped teachers: small, in the genuine layout, good at their tasks, and remade by the recipe."""
 
 import json
 import sys
@@ -63,15 +63,22 @@ def test_the_dense_teacher_shares_the_students_content_and_the_other_does_not() 
     assert shared_vocabulary_size(student, moe) < STUDENT.entries
 
 
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return tokenizer_texts(documented_functions())
+
+
 @pytest.mark.parametrize(
     ("folder", "plan"),
     [(STUDENT_TOKENIZER, STUDENT), (TEACHER_DENSE, DENSE_TEACHER), (TEACHER_MOE, MOE_TEACHER)],
     ids=["student", "dense", "moe"],
 )
-def test_shipped_tokenisers_are_what_the_script_makes(folder: Path, plan: VocabularyPlan) -> None:
+def test_shipped_tokenisers_are_what_the_script_makes(
+    folder: Path, plan: VocabularyPlan, texts: list[str]
+) -> None:
     if not has_the_same_library(TEACHER_MOE):
         pytest.skip("another Python version documents its library otherwise")
-    made = train_tokenizer(tokenizer_texts(documented_functions()), plan).get_vocab()
+    made = train_tokenizer(texts, plan).get_vocab()
     shipped = tokenizer_of(folder).get_vocab()
     # Patch releases touch a docstring now and then: a few merges may differ, the vocabularies hardly.
     assert len(made.keys() & shipped.keys()) > 0.98 * len(shipped)
