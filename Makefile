@@ -39,7 +39,8 @@ imports: install
 check: lint types imports  ## style, types and import contracts
 
 test: check browser  ## everything that CI runs
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "not ray" -n 2 --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/pytest -m ray $(PYTEST_FLAGS)
 
 clean:  ## remove the virtual environment and everything that runs left
 	rm -rf $(VENV) .tide .mypy_cache .ruff_cache .pytest_cache .hypothesis

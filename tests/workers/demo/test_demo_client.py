@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tide_core.contracts.errors import NotFoundError
 from tide_core.contracts.job import JobSpec
+from tide_core.contracts.objective import Variant
 from workers.demo import server
 from workers.demo.client import DemoClient, ServiceError
 from workers.demo.server import DemoServiceError, own_service
@@ -48,12 +49,15 @@ def test_submit_posts_a_spec_that_the_contract_takes(tmp_path: Path) -> None:
 
 def test_a_job_and_its_control_differ_in_the_objective_alone(tmp_path: Path) -> None:
     for distilled, control in ((MAIN_JOBS[0], MAIN_JOBS[1]), (MAIN_JOBS[2], MAIN_JOBS[3])):
-        differing = {"name", "objective", "teacher_context", "metadata"}
+        # Baselines are the same in both: they are measured by the distilled job alone.
+        differing = {"name", "objective", "metadata", "evaluation"}
         first, second = (
             job_spec(job, tmp_path).model_dump(exclude=differing) for job in (distilled, control)
         )
         assert first == second
-        assert [term.type for term in job_spec(control, tmp_path).objective] == ["cross_entropy"]
+        assert job_spec(control, tmp_path).objective == Variant.NONE
+        evaluations = [job_spec(job, tmp_path).evaluation for job in (distilled, control)]
+        assert evaluations[0] == evaluations[1].model_copy(update={"baselines": True})
 
 
 def test_all_eight_combinations_have_a_spec(tmp_path: Path) -> None:
