@@ -33,6 +33,8 @@ from workers.demo.watching import JobView, watch
 _ACTIVE_JOBS = 2
 """Jobs at once: one for each core of the smallest machine that the demo is made for."""
 _INTERRUPTED = 130
+_FILE_WIDTH = 120
+"""Columns when nobody's terminal says: the tables fit."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def run(options: DemoRequest) -> None:
         SystemExit: 130 after Ctrl-C, once everything is ended.
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
