@@ -213,7 +213,14 @@ class TestWatching:
     def test_ctrl_c_leaves_the_job_alone_and_says_so(self, url: str, job_body: dict[str, Any]) -> None:
         job_id = httpx.post(f"{url}/v1/jobs", json=job_body).raise_for_status().json()["id"]
         words = [sys.executable, "-m", "service.cli.main", "jobs", "watch", job_id, "--url", url]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # As in a terminal: a shell's background job, such as this test run may be, ignores the signal.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert "accepted" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
