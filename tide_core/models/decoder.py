@@ -93,7 +93,7 @@ class Decoder(nn.Module):
             raise InvalidInputError(
                 "This model has no mask token: convert it with add_mask_token, or name mask_token_id in "
                 "config.json.",
-                code="no_mask_token",
+                code="tokenizer_without_mask_token",
                 param="mask_token_id",
             )
         return self.config.mask_token_id

@@ -76,7 +76,7 @@ def require_mask_token(folder: str | os.PathLike[str]) -> MaskToken:
         raise TokenizerError(
             f"The tokenizer of {folder} has no mask token. Set add_mask_token (tide convert "
             f"--add-mask-token) to add {DEFAULT_MASK_TOKEN!r} with a row of the embedding.",
-            code="no_mask_token",
+            code="tokenizer_without_mask_token",
             param="mask_token",
         )
     return token

@@ -90,7 +90,7 @@ def test_an_added_mask_token_gets_the_mean_row(
     )
     with pytest.raises(TokenizerError, match="add_mask_token") as caught:
         convert(source, tmp_path / "student")
-    assert caught.value.code == "no_mask_token"
+    assert caught.value.code == "tokenizer_without_mask_token"
     assert not (tmp_path / "student").exists()
     assert list(tmp_path.iterdir()) == [source]
     student = convert(source, tmp_path / "student", add_mask_token=True)

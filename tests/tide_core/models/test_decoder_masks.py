@@ -189,7 +189,7 @@ def test_a_model_without_mask_token_says_so(dense_config: Make) -> None:
     model = DenseDecoder.from_config(dense_config(mask_token_id=None))
     with pytest.raises(InvalidInputError, match="no mask token") as caught:
         _ = model.mask_token_id
-    assert caught.value.code == "no_mask_token"
+    assert caught.value.code == "tokenizer_without_mask_token"
 
 
 def test_a_student_refuses_a_causal_config(dense_config: Make) -> None:
