@@ -14,7 +14,14 @@ from typing import Self
 
 import structlog
 
-from tide_core.contracts.reporting import AnyReport, AttemptBrief, Report, ReportBatch, ReportReceipt
+from tide_core.contracts.reporting import (
+    AnyReport,
+    AttemptBrief,
+    Metrics,
+    Report,
+    ReportBatch,
+    ReportReceipt,
+)
 from workers.reporting.control import (
     AttemptFencedError,
     Backoff,
@@ -29,9 +36,9 @@ BATCH = 500
 HEARTBEAT_SECONDS = 5.0
 
 
-def spool_path(brief: AttemptBrief) -> Path:
-    """File that keeps undelivered reports of a phase, where the next process of this attempt finds it."""
-    name = f"{brief.job_id}-{brief.attempt}-{brief.phase}.jsonl"
+def spool_path(brief: AttemptBrief, attempt: int | None = None) -> Path:
+    """File that keeps undelivered reports of a phase, of the brief's own attempt unless another is named."""
+    name = f"{brief.job_id}-{attempt or brief.attempt}-{brief.phase}.jsonl"
     if "://" in brief.storage:
         return Path(tempfile.gettempdir()) / "tide-spool" / name
     return Path(brief.folder) / "spool" / name
@@ -42,20 +49,24 @@ class HttpReporter:
 
     One reporter at a time may speak for an attempt's phase: numbers go on from the brief's `last_sequence`.
     While the control plane is down, reports wait in memory and in a spool file; a later reporter of the same
-    attempt sends what an earlier one could not.
+    attempt sends what an earlier one could not. The figures that a lost attempt left in its spool are sent by
+    the next attempt as its own: it resumes after those steps and would never measure them again.
     """
 
     def __init__(self, control: ControlPlane, brief: AttemptBrief, *, interval: float = 0.5) -> None:
         self._control = control
         self._interval = interval
         self._spool = spool_path(brief)
-        self._waiting: deque[Report] = deque(self._read_spool(brief.last_sequence))
+        own = [report for report in _read_spool(self._spool) if report.sequence > brief.last_sequence]
+        self._waiting: deque[Report] = deque(own)
         self._next = (self._waiting[-1].sequence if self._waiting else brief.last_sequence) + 1
         self._changed = threading.Condition()
+        self._spooling = threading.Lock()
         self._stop_requested = False
         self._is_fenced = False
         self._closing = False
         self._is_urgent = False
+        self._inherit(brief)
         self._thread = threading.Thread(target=self._deliver, name="tide-reports", daemon=True)
         self._thread.start()
 
@@ -72,6 +83,12 @@ class HttpReporter:
         with self._changed:
             self._waiting.append(Report(sequence=self._next, time=datetime.now(UTC), body=body))
             self._next += 1
+
+    def keep(self) -> None:
+        """Write what is not delivered yet to the spool: before a checkpoint, so that a run that resumes after
+        these steps still has their figures.
+        """
+        self._write_spool()
 
     @property
     def stop_requested(self) -> bool:
@@ -171,17 +188,31 @@ class HttpReporter:
                 return  # the main loop meets it again and knows what to do
 
     def _write_spool(self) -> None:
-        with self._changed:
-            lines = [report.model_dump_json() for report in self._waiting]
-        if not lines:
-            return
-        self._spool.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._spool.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text("\n".join(lines) + "\n")
-        draft.replace(self._spool)
+        with self._spooling:  # the trainer and the delivering thread may both write
+            with self._changed:
+                lines = [report.model_dump_json() for report in self._waiting]
+            if not lines:
+                return
+            self._spool.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._spool.with_suffix(f".{os.getpid()}.tmp")
+            draft.write_text("\n".join(lines) + "\n")
+            draft.replace(self._spool)
 
-    def _read_spool(self, last_sequence: int) -> list[Report]:
-        if not self._spool.exists():
-            return []
-        reports = [Report.model_validate_json(line) for line in self._spool.read_text().splitlines()]
-        return [report for report in reports if report.sequence > last_sequence]
+    def _inherit(self, brief: AttemptBrief) -> None:
+        """Queue the figures that earlier attempts could not deliver, in their order.
+
+        They are in this attempt's spool before they leave the old one, so nothing is lost on the way.
+        """
+        old = [spool_path(brief, attempt) for attempt in range(1, brief.attempt)]
+        for report in (report for path in old for report in _read_spool(path)):
+            if isinstance(report.body, Metrics):
+                self.send(report.body)
+        self._write_spool()
+        for path in old:
+            path.unlink(missing_ok=True)
+
+
+def _read_spool(path: Path) -> list[Report]:
+    if not path.exists():
+        return []
+    return [Report.model_validate_json(line) for line in path.read_text().splitlines()]

@@ -30,6 +30,9 @@ class RecordingReporter:
         """From now on `stop_requested` is true."""
         self._stop.set()
 
+    def keep(self) -> None:
+        """Everything is kept already."""
+
     def flush(self, deadline_seconds: float) -> bool:
         """Nothing to wait for."""
         return True

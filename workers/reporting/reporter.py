@@ -22,6 +22,10 @@ class Reporter(Protocol):
         """True once the job is being cancelled or paused: save and end."""
         ...
 
+    def keep(self) -> None:
+        """Put what is not delivered yet where the next attempt finds it, at no wait for the network."""
+        ...
+
     def flush(self, deadline_seconds: float) -> bool:
         """Wait until everything sent so far is stored; False when the deadline passed first."""
         ...

@@ -212,6 +212,7 @@ def _save(run: Run, optimizer: torch.optim.Optimizer, state: TrainingState) -> N
     """Trainer 0 writes the state; the others meet it again at the next sum."""
     if run.reporter is None:
         return
+    run.reporter.keep()
     saved = run.store.save(run.student, optimizer, state)
     run.reporter.send(CheckpointSaved(step=saved.step, location=saved.location, bytes=saved.bytes))
     for old in run.store.prune():

@@ -20,7 +20,7 @@ from workers.reporting.recording import RecordingReporter
 from workers.reporting.reporter import ProgressMeter
 
 
-def make_brief(storage: Path, last_sequence: int = 0) -> AttemptBrief:
+def make_brief(storage: Path, last_sequence: int = 0, attempt: int = 1) -> AttemptBrief:
     spec = JobSpec(
         teacher=TeacherSpec(model="/t"),
         student=StudentSpec(model="/s"),
@@ -29,7 +29,7 @@ def make_brief(storage: Path, last_sequence: int = 0) -> AttemptBrief:
     )
     return AttemptBrief(
         job_id="job-1",
-        attempt=1,
+        attempt=attempt,
         phase=Phase.TRAIN,
         spec=resolve(spec, pipeline=Pipeline.CROSS_TOKENIZER),
         storage=str(storage),
@@ -221,3 +221,24 @@ def test_progress_is_throttled_and_has_an_eta() -> None:
     assert sent[1].eta_seconds == pytest.approx(96 * 0.25)
     assert sent[-1].completed == 100
     assert sent[-1].eta_seconds == 0
+
+
+def test_the_next_attempt_delivers_the_figures_that_a_killed_one_had_kept(tmp_path: Path) -> None:
+    server = Server()
+    server.is_down = True
+    killed = HttpReporter(server.control(), make_brief(tmp_path))
+    for step in (1, 2, 3):
+        killed.send(metric(step))
+    killed.send(Progress(phase=Phase.TRAIN, stage="training", completed=3))
+    killed.keep()  # what comes after the last checkpoint is measured again and need not be kept
+    assert killed.close(deadline_seconds=0.1) is False
+    server.is_down = False
+    next_brief = make_brief(tmp_path, attempt=2)
+    with HttpReporter(server.control(), next_brief) as reporter:
+        reporter.send(metric(4))
+        assert reporter.flush(5.0)
+    assert server.steps == [1, 2, 3, 4]
+    assert not spool_path(next_brief, 1).exists()
+    with HttpReporter(server.control(), make_brief(tmp_path, len(server.stored), attempt=3)):
+        pass
+    assert len(server.stored) == 4, "they are inherited once"
