@@ -17,7 +17,7 @@ from tide_core.alignment.coverage import CoverageReport
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource, DataSpec
 from tide_core.data.preparation import PairRecipe, prepare_rows
-from tide_core.data.samples import IGNORED_LABEL, RejectionReason
+from tide_core.data.samples import IGNORED_LABEL, Rejection, RejectionReason
 from tide_core.data.shards import (
     HELD_OUT,
     MANIFEST_FILE,
@@ -80,7 +80,7 @@ class ShardMaker:
             write_shard(outcome.samples, Path(self.folder) / file)
         examples: dict[str, str] = {}
         for rejection in outcome.rejections:
-            examples.setdefault(rejection.reason, f"row {rejection.row_index}: {rejection.detail}"[:300])
+            examples.setdefault(rejection.reason, _first_of(rejection))
         return ShardReport(
             number=batch.number,
             split=batch.split,
@@ -122,6 +122,12 @@ class PreparationProgress:
         if not self.rows_done:
             return None
         return self.seconds * max(0, self.rows_total - self.rows_done) / self.rows_done
+
+
+def _first_of(rejection: Rejection) -> str:
+    """Where a reason was met first, in a line."""
+    place = f"row {rejection.row_index}"
+    return f"{place}: {rejection.detail}"[:300] if rejection.detail else place
 
 
 def serial_map(
