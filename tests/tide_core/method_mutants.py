@@ -238,7 +238,6 @@ MUTANTS = [
         ("torch.where(capped < first, cap,", "torch.where(capped <= first, cap,"),
         ("teacher_log_probs[:, -1], teacher_log_tail", "teacher_log_probs[:, 0], teacher_log_tail"),
         ("return filled.log() + mass", "return filled.log()"),
-        ("_nearest_tail(own_tail.detach(),", "_nearest_tail(own_tail,"),
         ("place + start], dim=1)", "place], dim=1)"),
         ("temperature**2 * tidal_kl(student", "tidal_kl(student"),
     ),
