@@ -7,6 +7,7 @@ next can find and end them. Verified against Ray 2.60.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,10 +201,24 @@ def temp_dir(folder: Path) -> Path:
 
 def free_port() -> int:
     """A loopback port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
+
+
+def free_ports(count: int, *, taken: Container[int] = ()) -> list[int]:
+    """Different loopback ports that nobody listens on at the moment, none of them in ``taken``.
+
+    All are held until the last is found: a port that was let go may be handed out again at once.
+    """
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        while len(found) < count:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            if port not in taken:
+                found.append(port)
+        return found
 
 
 def _start(options: HeadOptions, timeout: float) -> HeadRecord:
@@ -212,11 +227,11 @@ def _start(options: HeadOptions, timeout: float) -> HeadRecord:
     sessions.mkdir(parents=True, exist_ok=True, mode=0o700)
     _remove_old_sessions(sessions)
     token, marker = read_token(options.folder), secrets.token_hex(16)
-    port, metrics_port = options.dashboard_port or free_port(), free_port()
+    ports = _ports(options.dashboard_port)
     log = options.folder / _LOG
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _command(options, sessions, port, metrics_port),
+            _command(options, sessions, ports),
             env=_environment(options.folder, marker),
             cwd=options.folder,
             stdin=subprocess.DEVNULL,
@@ -228,8 +243,8 @@ def _start(options: HeadOptions, timeout: float) -> HeadRecord:
         pid=process.pid,
         created_at=psutil.Process(process.pid).create_time(),
         marker=marker,
-        dashboard_url=f"http://127.0.0.1:{port}",
-        metrics_port=metrics_port,
+        dashboard_url=f"http://127.0.0.1:{ports['dashboard-port']}",
+        metrics_port=ports["metrics-export-port"],
         temp_dir=str(sessions),
     )
     _write_record(options.folder, record)
@@ -253,16 +268,20 @@ def _await_answer(
         time.sleep(0.1)
 
 
-def _command(options: HeadOptions, sessions: Path, port: int, metrics_port: int) -> list[str]:
+def _ports(dashboard_port: int) -> dict[str, int]:
+    """A port for each part of the head that wants one of its own, by its flag; 0 is any."""
+    names = ("port", "dashboard-agent-listen-port", "ray-client-server-port", "metrics-export-port")
+    fixed = (dashboard_port,) if dashboard_port else ()
+    found = free_ports(len(names) + 1 - len(fixed), taken=fixed)
+    return dict(zip((*names, "dashboard-port"), (*found, *fixed), strict=True))
+
+
+def _command(options: HeadOptions, sessions: Path, ports: Mapping[str, int]) -> list[str]:
     cpus = options.num_cpus or max(os.cpu_count() or 1, 4)
     flags = {
-        "port": free_port(),
+        **ports,
         "node-ip-address": "127.0.0.1",
         "dashboard-host": "127.0.0.1",
-        "dashboard-port": port,
-        "dashboard-agent-listen-port": free_port(),
-        "ray-client-server-port": free_port(),
-        "metrics-export-port": metrics_port,
         "num-cpus": cpus,
         "object-store-memory": options.object_store_bytes or object_store_bytes(),
         "temp-dir": sessions,

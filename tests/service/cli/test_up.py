@@ -100,7 +100,8 @@ def test_starts_refuses_a_second_and_ends_without_orphans(folder: Path) -> None:
     assert url in printed
     assert "Tide has ended." in printed
     assert up.process.returncode == 0
-    assert [process for process in tree if process.is_running()] == []
+    _, left = psutil.wait_procs(tree, timeout=3.0)  # ended ones may wait for init to collect them
+    assert left == []
     assert embedded_ray.members(record) == []
     assert read_instance(folder) is None
     assert (folder / "ray-token").stat().st_mode & 0o777 == 0o600
