@@ -33,7 +33,7 @@ from workers.reporting.recording import RecordingReporter
 from workers.scores.local_transport import LocalTransport
 from workers.student.checkpoint import CheckpointStore
 from workers.student.collective import Alone, Collective
-from workers.student.feed import recipe_for
+from workers.student.drawing import recipe_for
 from workers.student.loop import Outcome, Run, spec_digest, train
 from workers.teachers.engine import TeacherEngine
 from workers.teachers.tiny import tiny_teacher
@@ -41,6 +41,7 @@ from workers.teachers.tiny import tiny_teacher
 VOCAB = 64
 MASK = 63
 BLOCK = 8
+BEGINS_PRETOKEN = np.arange(VOCAB) % 3 == 0
 STUDENT_CONFIG: dict[str, Any] = {
     "model_type": "qwen3",
     "vocab_size": VOCAB,
@@ -177,10 +178,15 @@ class Bench:
         return Run(
             spec=spec,
             spec_digest=spec_digest(spec, "data"),
-            recipe=recipe_for(spec, job_id="job", lease=None),
+            recipe=recipe_for(
+                spec,
+                job_id="job",
+                lease=None,
+                shared_vocab=60 if is_shared else 0,
+                begins_pretoken=BEGINS_PRETOKEN,
+            ),
             plan=plan,
             student=student or tiny_student(),
-            shared_vocab=60 if is_shared else 0,
             teacher_head=self.teacher.lm_head.weight.detach() if is_shared else None,
             transport=self.transport,
             collective=collective or Alone(),
@@ -197,7 +203,8 @@ class Bench:
 def make_bench(folder: Path) -> tuple[Bench, TeacherEngine]:
     torch.set_num_threads(1)
     teacher = tiny_teacher("wedlm", seed=3)
-    engine = TeacherEngine(teacher, fingerprint="f", tokenizer_fingerprint="t")
+    begins = np.resize(BEGINS_PRETOKEN, teacher.vocab_size)
+    engine = TeacherEngine(teacher, fingerprint="f", tokenizer_fingerprint="t", begins_pretoken=begins)
     description = TeacherDescription(
         fingerprint="f",
         tokenizer_fingerprint="t",

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError, ShapeError
 from tide_core.contracts.objective import (
     AnyChunkTerm,
     CalmTerm,
+    ChunkFilter,
     ChunkTerm,
     CrossEntropyTerm,
     ForwardKLTerm,
@@ -41,6 +42,7 @@ from tide_core.losses.calm import (
     reverse_calm,
     tidal_calm,
 )
+from tide_core.losses.debiasing import debias, keep_chunks, linear_boundary_log_probs
 from tide_core.losses.fused_linear import (
     linear_forward_kl,
     linear_reverse_kl,
@@ -48,6 +50,7 @@ from tide_core.losses.fused_linear import (
     linear_tidal_kl,
 )
 from tide_core.losses.sparse import (
+    TopK,
     linear_bucket_log_probs,
     sparse_forward_kl,
     sparse_reverse_kl,
@@ -77,6 +80,23 @@ class Normalisers:
 
 
 @dataclass(frozen=True)
+class ChunkBoundaries:
+    """Whether a pre-token boundary follows each active chunk (ALM), on both sides.
+
+    Attributes:
+        teacher_log_probs: the teacher's log-probability of a boundary after the chunk.
+        student_next: which masked student position follows the chunk, -1 where the next token is visible.
+        visible_log_probs: the student's log-probability where the next token is visible: it is known.
+        begins_pretoken: which ids of the student's vocabulary begin a pre-token.
+    """
+
+    teacher_log_probs: Float[Tensor, " chunk"]
+    student_next: Int[Tensor, " chunk"]
+    visible_log_probs: Float[Tensor, " chunk"]
+    begins_pretoken: Bool[Tensor, " vocab"]
+
+
+@dataclass(frozen=True)
 class ChunkScores:
     """What a teacher says about the active chunks of a micro-batch (pipeline A).
 
@@ -84,11 +104,13 @@ class ChunkScores:
         log_probs: ``LP_T`` of each active chunk, the sum of its teacher tokens' log-probabilities.
         masked_chunk: active chunk of each masked student position, -1 for positions of none.
         chunk_row: batch row of each active chunk.
+        boundaries: what follows each chunk; needed by terms with a chunk filter only.
     """
 
     log_probs: Float[Tensor, " chunk"]
     masked_chunk: Int[Tensor, " masked"]
     chunk_row: Int[Tensor, " chunk"]
+    boundaries: ChunkBoundaries | None = None
 
 
 @dataclass(frozen=True)
@@ -113,20 +135,38 @@ class TopKScores:
     """A teacher's most likely tokens and the mass of all others (pipeline B, approximate).
 
     Attributes:
-        ids: the most likely ids below ``shared_vocab``, distinct in each row.
-        log_probs: their log-probabilities at ``temperature``, over the shared vocabulary.
-        log_tail: log of the probability of all other ids (may be -inf).
+        ids: the most likely ids below ``shared_vocab``, distinct in each row, likeliest first.
+        logits: their logits, up to a constant of each row.
+        log_tails: ``log sum exp(logit / T)`` over all other ids of the shared vocabulary, less the same
+            constant over T, for each temperature (may be -inf).
+        temperatures: those of ``log_tails``; every term's must be among them.
         aligned_masked_index: as in :class:`HiddenScores`.
         shared_vocab: as in :class:`HiddenScores`.
-        temperature: the terms' temperature must equal it.
     """
 
     ids: Int[Tensor, "aligned topk"]
-    log_probs: Float[Tensor, "aligned topk"]
-    log_tail: Float[Tensor, " aligned"]
+    logits: Float[Tensor, "aligned topk"]
+    log_tails: Float[Tensor, "aligned temperature"]
+    temperatures: tuple[float, ...]
     aligned_masked_index: Int[Tensor, " aligned"]
     shared_vocab: int
-    temperature: float
+
+    def at(self, temperature: float) -> TopK:
+        """The ids' log-probabilities and the tail's at one temperature; together they sum to 1.
+
+        Raises:
+            InvalidInputError: the teacher was not asked at this temperature.
+        """
+        if temperature not in self.temperatures:
+            raise InvalidInputError(
+                f"the teacher's top-k scores are at the temperatures {self.temperatures}, a term needs "
+                f"{temperature}; ask the teacher at the term's temperature",
+                param="teacher.temperatures",
+            )
+        tail = self.log_tails[:, self.temperatures.index(temperature)]
+        scaled = self.logits / temperature
+        total = torch.logaddexp(scaled.logsumexp(dim=1), tail)
+        return TopK(self.ids, scaled - total[:, None], tail - total)
 
 
 @dataclass(frozen=True)
@@ -237,7 +277,7 @@ class Objective:
         assert token_lp is not None
         if isinstance(term, CrossEntropyTerm):
             return _cross_entropy_term(term, inputs, token_lp, self._noise)
-        return _chunk_term(term, inputs, token_lp)
+        return _chunk_term(term, inputs, token_lp, self._slice_size)
 
     def _position_term(self, term: PositionTerm, inputs: ObjectiveInputs) -> Tensor:
         teacher = inputs.teacher
@@ -277,12 +317,7 @@ class Objective:
                 )
 
     def _sparse_divergence(self, term: PositionTerm, inputs: ObjectiveInputs, teacher: TopKScores) -> Tensor:
-        if teacher.temperature != term.temperature:
-            raise InvalidInputError(
-                f"the teacher's top-k scores are at temperature {teacher.temperature}, '{term.type}' needs "
-                f"{term.temperature}; ask the teacher at the term's temperature",
-                param="teacher.temperature",
-            )
+        known = teacher.at(term.temperature)
         hidden, head = inputs.student_hidden[teacher.aligned_masked_index], inputs.student_head
         shared, size = teacher.shared_vocab, self._slice_size
         own = tail_candidates(hidden, head, teacher.ids, shared_vocab=shared, slice_size=size)
@@ -294,7 +329,7 @@ class Objective:
             shared_vocab=shared,
             slice_size=size,
         )
-        scores = (student, teacher.log_probs, teacher.log_tail)
+        scores = (student, known.log_probs, known.log_tail)
         match term:
             case ForwardKLTerm():
                 return sparse_forward_kl(*scores, temperature=term.temperature)
@@ -322,7 +357,10 @@ def _cross_entropy_term(
             return weighted.sum() / _sequences(counts, term.normalisation)
 
 
-def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, token_lp: Tensor) -> Tensor:
+def _chunk_term(
+    term: AnyChunkTerm, inputs: ObjectiveInputs, token_lp: Tensor, slice_size: int | None
+) -> Tensor:
+    """Filtered chunks add nothing; the mean is still over all active ones, whose number all trainers know."""
     teacher = inputs.teacher
     if not isinstance(teacher, ChunkScores):
         raise _missing_scores(term.type, "ChunkScores")
@@ -335,20 +373,56 @@ def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, token_lp: Tensor) -
     require_ids("teacher.chunk_row", teacher.chunk_row, inputs.t.shape[0])
     n_chunks = teacher.log_probs.shape[0]
     student_lp = chunk_log_probs(token_lp[None], teacher.masked_chunk[None], n_chunks)[0]
-    scores = (student_lp, teacher.log_probs.to(student_lp.dtype))
+    scores, row = (student_lp, teacher.log_probs.to(student_lp.dtype)), teacher.chunk_row
+    if term.chunk_filter is not None:
+        scores, row = _filtered(term.chunk_filter, scores, teacher, inputs, slice_size)
     temperature, floor = term.temperature, term.probability_floor
     match term:
         case CalmTerm():
             values = forward_calm(*scores, temperature=temperature, floor=floor)
         case TidalCalmTerm():
-            share = _lambda(term.schedule, inputs)[teacher.chunk_row]
-            weight = timestep_weight(inputs.t, term.timestep_weight)[teacher.chunk_row]
+            share = _lambda(term.schedule, inputs)[row]
+            weight = timestep_weight(inputs.t, term.timestep_weight)[row]
             values = weight * tidal_calm(*scores, share, temperature=temperature, floor=floor)
         case ReverseCalmTerm():
             values = reverse_calm(*scores, temperature=temperature, floor=floor)
         case ReverseBernoulliKLTerm():
             values = reverse_bernoulli_kl(*scores, temperature=temperature, floor=floor)
     return values.sum() / max(1, inputs.normalisers.active_chunks)
+
+
+def _filtered(
+    options: ChunkFilter,
+    scores: tuple[Tensor, Tensor],
+    teacher: ChunkScores,
+    inputs: ObjectiveInputs,
+    slice_size: int | None,
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Student's and teacher's ``LP`` of the chunks that pass the filter, debiased if asked; their rows."""
+    boundaries = teacher.boundaries
+    if boundaries is None:
+        raise InvalidInputError(
+            "a term with a chunk_filter needs the teacher's boundaries (ChunkScores.boundaries)",
+            param="teacher.boundaries",
+        )
+    student_lp, teacher_lp = scores
+    kept = keep_chunks(boundaries.teacher_log_probs, options.threshold).nonzero()[:, 0]
+    student_lp, teacher_lp, row = student_lp[kept], teacher_lp[kept], teacher.chunk_row[kept]
+    if not options.debias:
+        return (student_lp, teacher_lp), row
+    own = boundaries.visible_log_probs[kept].to(student_lp.dtype)
+    place = boundaries.student_next[kept]
+    is_masked = place >= 0
+    if bool(is_masked.any()):
+        masked = linear_boundary_log_probs(
+            inputs.student_hidden[place[is_masked]],
+            inputs.student_head,
+            boundaries.begins_pretoken,
+            slice_size=slice_size,
+        )
+        own = own.masked_scatter(is_masked, masked)
+    theirs = boundaries.teacher_log_probs[kept].to(teacher_lp.dtype)
+    return (debias(student_lp, own), debias(teacher_lp, theirs)), row
 
 
 def _lambda(schedule: TidalSchedule, inputs: ObjectiveInputs) -> Tensor:

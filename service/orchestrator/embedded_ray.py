@@ -301,6 +301,7 @@ def _environment(folder: Path, marker: str) -> dict[str, str]:
     }
     return dict(inherited) | {
         MARKER: marker,
+        "TIDE_CACHE": str((folder / "cache").resolve()),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str((folder / _TOKEN).resolve()),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from tide_core.contracts.base import Contract
+from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.objective import (
     CompDemoContext,
     FullContext,
@@ -40,6 +41,10 @@ class TeacherSpec(Contract):
     """Precision of the served weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
     """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
+    top_k: int | None = Field(default=None, ge=1, le=65536)
+    """Ask for the k likeliest tokens and the mass of all others instead of hidden states: some 6 k bytes a
+    token, and the trainer needs no copy of the teacher's LM head. An approximation of the terms of the
+    shared-tokenizer pipeline; docs/sparse-scores.md says how good."""
 
 
 class StudentSpec(Contract):
@@ -175,6 +180,9 @@ class Resources(Contract):
     """Weight of this job in the pool's fair queue, relative to the other jobs on the same teacher."""
     prefetch_steps: int = Field(default=2, ge=0, le=64)
     """Steps of score requests kept in flight ahead of the trainer."""
+    score_cache: bool = True
+    """Keep the teacher's answers on the trainer's disk, so that another job with the same teacher, data, seed
+    and masks (another objective over the same data, say) does not ask again."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Tries that the job's own failures may use up; the platform's failures do not count."""
 
@@ -266,7 +274,8 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
         teacher_architecture: `model_type` found in the teacher's config, for `architecture: auto`.
 
     Raises:
-        InvalidInputError: the objective does not fit the pipeline (see `check_terms`).
+        InvalidInputError: the objective does not fit the pipeline (see `check_terms`), or
+            ``top_k_pipeline_mismatch``.
     """
     variant = spec.objective if isinstance(spec.objective, Variant) else None
     if isinstance(spec.objective, Variant):
@@ -274,6 +283,7 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
     else:
         terms, context = spec.objective, FullContext()
     check_terms(terms, pipeline, allow_unsupported=spec.allow_unsupported)
+    _check_top_k(spec.teacher, pipeline)
     cross = pipeline is Pipeline.CROSS_TOKENIZER
     teacher = spec.teacher.model_copy(
         update={
@@ -297,6 +307,16 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
         "hyperparameters": hyper,
     }
     return ResolvedJobSpec(**values)
+
+
+def _check_top_k(teacher: TeacherSpec, pipeline: Pipeline) -> None:
+    if teacher.top_k is not None and pipeline is Pipeline.CROSS_TOKENIZER:
+        raise InvalidInputError(
+            "teacher.top_k approximates distributions over a shared vocabulary; across tokenizers the "
+            "teacher sends one exact number a token. Leave it out.",
+            code="top_k_pipeline_mismatch",
+            param="teacher.top_k",
+        )
 
 
 def _resolved_attention(teacher: TeacherSpec, cross: bool) -> str:

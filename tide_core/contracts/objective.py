@@ -89,11 +89,12 @@ class TidalTerm(Contract):
 
 
 class ChunkFilter(Contract):
-    """ALM's outcome debiasing: weigh a chunk by the probability that a pre-token boundary follows it."""
+    """ALM's options: a chunk counts as "it occurs, and a pre-token boundary follows"."""
 
     debias: bool = True
+    """Multiply each side's chunk likelihood by its own probability that a boundary follows."""
     threshold: float = Field(default=0.1, ge=0, le=1)
-    """Chunks whose boundary probability lies below are left out (gamma in ALM)."""
+    """Chunks after which the teacher expects a boundary with less than this are left out (gamma in ALM)."""
 
 
 class ChunkTerm(Contract):
@@ -104,6 +105,8 @@ class ChunkTerm(Contract):
     """5.0 is what produced the paper's pipeline A results; its defaults say 2.0."""
     probability_floor: ProbabilityFloor = 1e-7
     """Chunk probabilities are kept in [floor, 1 - floor]; 0 works in log space without a floor."""
+    chunk_filter: ChunkFilter | None = None
+    """ALM's outcome debiasing and chunk filter; none: every active chunk counts as it is."""
 
 
 class CalmTerm(ChunkTerm):
@@ -207,6 +210,16 @@ def check_terms(
             code="tidal_with_reverse",
             param="objective",
         )
+
+
+def filters_chunks(terms: tuple[ObjectiveTerm, ...]) -> bool:
+    """Whether any term asks where pre-tokens begin."""
+    return any(isinstance(term, ChunkTerm) and term.weight > 0 and term.chunk_filter for term in terms)
+
+
+def temperatures(terms: tuple[ObjectiveTerm, ...]) -> tuple[float, ...]:
+    """The different temperatures of the position terms, in rising order."""
+    return tuple(sorted({term.temperature for term in terms if isinstance(term, PositionTerm)}))
 
 
 def needs_teacher(terms: tuple[ObjectiveTerm, ...]) -> bool:

@@ -41,16 +41,18 @@ class TeacherPool(Contract):
     @property
     def application(self) -> str:
         """Name of the Serve application, a function of the teacher alone (not of its size)."""
-        digest = hashlib.blake2b(self.teacher.model_dump_json().encode(), digest_size=6).hexdigest()
+        # Without defaults: a field that a later version adds must not rename the pools that run.
+        said = self.teacher.model_dump_json(exclude_defaults=True)
+        digest = hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
         return f"teacher-{digest}"
 
 
 def pool_for(spec: ResolvedJobSpec) -> TeacherPool:
     """The pool that a job's teacher belongs to.
 
-    The attention pattern travels with each request, so it does not split pools.
+    The attention pattern and the number of ids travel with each request, so they do not split pools.
     """
-    teacher = spec.teacher.model_copy(update={"attention": "auto"})
+    teacher = spec.teacher.model_copy(update={"attention": "auto", "top_k": None})
     return TeacherPool(
         teacher=teacher,
         replicas=spec.resources.teacher_replicas,

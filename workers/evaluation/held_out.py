@@ -34,16 +34,9 @@ from workers.evaluation.readout import bernoulli_divergence, divergences, read_t
 from workers.evaluation.tally import Tally
 from workers.scores.prefetcher import AskedStep, Prefetcher
 from workers.scores.transport import ScoreTransport
-from workers.student.feed import (
-    DrawnSample,
-    NoisyInputs,
-    bfloat16_rows,
-    match_chunks,
-    match_positions,
-    noise_schedule,
-    noisy_inputs,
-    score_request,
-)
+from workers.student.drawing import DrawnSample, noise_schedule
+from workers.student.feed import NoisyInputs, noisy_inputs, score_request
+from workers.student.matching import bfloat16_rows, match_chunks, match_positions
 
 TEACHER = "teacher"
 BATCH = 32

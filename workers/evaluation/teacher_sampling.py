@@ -15,7 +15,8 @@ import torch
 
 from tide_core.contracts.scores import FIRST_VIEW, ScoreRequest, Want
 from workers.evaluation.held_out import TeacherAccess
-from workers.student.feed import bfloat16_rows, score_request
+from workers.student.feed import score_request
+from workers.student.matching import bfloat16_rows
 
 
 @dataclass

@@ -38,7 +38,7 @@ from workers.preparation.location import open_prepared
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.reporter import ProgressMeter, Reporter
-from workers.scores.serve_transport import ServeTransport
+from workers.scores.opening import open_transport
 from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.initial import initial_location
@@ -55,11 +55,7 @@ def evaluate_on_worker(brief: AttemptBrief) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
         reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
-        transport: ScoreTransport | None = None
-        if brief.teacher is not None:
-            transport = ServeTransport(brief.teacher)
-            stack.callback(transport.close)
-        return evaluate(brief, device, reporter, transport)
+        return evaluate(brief, device, reporter, open_transport(brief, stack))
 
 
 def evaluate(

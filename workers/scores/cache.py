@@ -20,22 +20,20 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from tide_core.contracts.errors import RetryableScoreError
-from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
+from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Values
 from tide_core.contracts.teacher import TeacherDescription
 from workers.scores.transport import ScoreTransport
 
 logger = structlog.get_logger(__name__)
-Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
 _MAGIC = b"TIDESC01"
 _HEADER = struct.Struct("<8sBII")
 """Magic, dtype number, rows, width (0 for one number a row). A checksum of it and the payload follows."""
 _CHECKSUM_BYTES = 16
-_DTYPES: tuple[type[np.float32] | type[np.uint16], ...] = (np.float32, np.uint16)
+_DTYPES = tuple(map(np.dtype, (np.float32, np.uint16, np.uint8)))
 _KEEP_AFTER_EVICTION = 0.9
 """Share of the bound that is left after an eviction, so that not every write evicts."""
 
@@ -216,7 +214,7 @@ class CachingTransport:
     def _looked_up(self, request: ScoreRequest, teacher: TeacherDescription) -> _Question:
         masked = request.masked_counts.tolist()
         keys = sample_keys(request, teacher.fingerprint)
-        nothing = _nothing(request.want, teacher.hidden_size)
+        nothing: Values = request.value_format(teacher.hidden_size).nothing()
         parts = [self._cache.get(key) if rows else nothing for key, rows in zip(keys, masked, strict=True)]
         return _Question(request, keys, parts, masked)
 
@@ -253,7 +251,7 @@ def sample_keys(request: ScoreRequest, fingerprint: str) -> list[str]:
     """A key for each sequence: 40 hexadecimal digits over everything that decides its answer."""
     # Bidirectional attention knows no blocks: their size does not decide anything.
     block_size = 0 if request.layout is Layout.BIDIRECTIONAL else request.block_size
-    head = f"{fingerprint}\0{request.layout}\0{block_size}\0{request.want}\0".encode()
+    head = f"{fingerprint}\0{request.layout}\0{block_size}\0{request.want}\0{request.top_k}\0".encode()
     keys = []
     for start, end in pairwise(request.offsets.tolist()):
         digest = hashlib.blake2b(head, digest_size=20)
@@ -299,14 +297,10 @@ def _joined(parts: Sequence[Values]) -> Values:
     return np.concatenate(parts)  # type: ignore[return-value]
 
 
-def _nothing(want: Want, hidden_size: int) -> Values:
-    return np.zeros((0, hidden_size), np.uint16) if want is Want.HIDDEN else np.zeros(0, np.float32)
-
-
 def _encoded(values: Values) -> bytes:
     payload = np.ascontiguousarray(values).tobytes()
     width = values.shape[1] if values.ndim == 2 else 0
-    head = _HEADER.pack(_MAGIC, _DTYPES.index(values.dtype.type), values.shape[0], width)
+    head = _HEADER.pack(_MAGIC, _DTYPES.index(values.dtype), values.shape[0], width)
     return head + _checksum(head, payload) + payload
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
-from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
 
 
@@ -58,14 +56,10 @@ def check_response(request: ScoreRequest, response: ScoreResponse, fingerprint: 
             param="fingerprint",
         )
     masked = int(request.masked_counts.sum())
-    is_hidden = request.want is Want.HIDDEN
     values = response.values
-    fits = (
-        values.ndim == (2 if is_hidden else 1)
-        and values.shape[0] == masked
-        and values.dtype == (np.uint16 if is_hidden else np.float32)
-    )
-    if not fits:
+    width = values.shape[1] if values.ndim > 1 else 0
+    wanted = request.value_format(hidden_size=width)
+    if values.dtype != wanted.dtype or values.shape != (masked, *wanted.row):
         raise ScoreError(
             f"The answer holds {values.dtype} {list(values.shape)} for {masked} masked tokens "
             f"({request.want}).",

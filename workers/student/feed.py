@@ -1,9 +1,4 @@
-"""From prepared samples to micro-batches: draws, compact layout and the question to the teacher.
-
-A micro-batch is a pure function of (seed, epoch, samples), so one worker or sixteen, before or after a
-restart, see the same noise. TIDE (arXiv 2604.26951): corruption, chunk-consistent masking, CompDemo; BD3LM
-(arXiv 2503.09573): the block layout.
-"""
+"""From drawn samples to micro-batches: the compact layout (BD3LM, arXiv 2503.09573), and what is asked."""
 
 from __future__ import annotations
 
@@ -13,184 +8,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt16
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
-from tide_core.contracts.errors import AlignmentError
-from tide_core.contracts.job import ResolvedJobSpec
-from tide_core.contracts.objective import CompDemoContext, Pipeline, needs_teacher
-from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
-from tide_core.contracts.teacher import TeacherLease
-from tide_core.data.samples import PreparedSample
+from tide_core.contracts.objective import (
+    Pipeline,
+)
+from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import CompactLayout, compact_layout
-from tide_core.masks.corruption import Corruption, corrupt, teacher_groups, teacher_groups_shared
-from tide_core.masks.streams import SampleKey
-from tide_core.objective import ChunkScores, HiddenScores, Normalisers
-from tide_core.schedules.noise import CosineNoise, LinearNoise, NoiseSchedule
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything beside the samples that decides a micro-batch.
-
-    Attributes:
-        seed: the job's.
-        noise: schedule of the forward process.
-        min_timestep: smallest timestep drawn.
-        pipeline: how student and teacher correspond.
-        split: CompDemo's ratio, None for a single view.
-        block_size: tokens in a block.
-        layout: what the teacher may see.
-        want: what is asked of the teacher; None: nothing.
-        job_id, weight, fingerprint: go into each request.
-    """
-
-    seed: int
-    noise: NoiseSchedule
-    min_timestep: float
-    pipeline: Pipeline
-    split: float | None
-    block_size: int
-    layout: Layout
-    want: Want | None
-    job_id: str = ""
-    weight: float = 1.0
-    fingerprint: str | None = None
-
-
-def recipe_for(spec: ResolvedJobSpec, *, job_id: str, lease: TeacherLease | None) -> Recipe:
-    """The recipe of a job; without a teacher term, nothing is asked and the masks are the same."""
-    pipeline = Pipeline(spec.pipeline)
-    context = spec.teacher_context
-    want = Want.TARGET_LOG_PROB if pipeline is Pipeline.CROSS_TOKENIZER else Want.HIDDEN
-    return Recipe(
-        seed=spec.seed,
-        noise=noise_schedule(spec),
-        min_timestep=spec.noise.min_timestep,
-        pipeline=pipeline,
-        split=context.ratio if isinstance(context, CompDemoContext) else None,
-        block_size=spec.student.block_size,
-        layout=Layout(spec.teacher.attention),
-        want=want if needs_teacher(spec.objective) else None,
-        job_id=job_id,
-        weight=lease.job_weight if lease else 1.0,
-        fingerprint=lease.fingerprint if lease else None,
-    )
-
-
-def noise_schedule(spec: ResolvedJobSpec) -> NoiseSchedule:
-    """The schedule that the spec names."""
-    return LinearNoise() if spec.noise.schedule == "linear" else CosineNoise()
-
-
-@dataclass(frozen=True)
-class DrawnSample:
-    """A sample with its noise; `groups` is the teacher's side (uint8 [teacher_seq])."""
-
-    sample: PreparedSample
-    corruption: Corruption
-    groups: UInt8[np.ndarray, " teacher_seq"]
-
-
-def draw(sample: PreparedSample, epoch: int, recipe: Recipe) -> DrawnSample:
-    """Draw timestep, masks and views of one sample in one epoch."""
-    key = SampleKey(recipe.seed, epoch, sample.sample_index)
-    corruption = corrupt(
-        sample.labels,
-        sample.student_chunk_ids,
-        key=key,
-        noise=recipe.noise,
-        min_t=recipe.min_timestep,
-    )
-    if sample.student_chunk_ids is not None and sample.teacher_chunk_ids is not None:
-        groups = teacher_groups(
-            corruption,
-            student_chunk_ids=sample.student_chunk_ids,
-            teacher_chunk_ids=sample.teacher_chunk_ids,
-            split=recipe.split,
-        )
-    elif sample.teacher_positions is not None:
-        groups = teacher_groups_shared(
-            corruption, sample.teacher_positions, sample.teacher_ids.size, recipe.split
-        )
-    else:
-        raise AlignmentError(
-            f"Sample {sample.sample_index} is aligned neither by chunks nor by positions: prepare the data "
-            "again.",
-            param="teacher_positions",
-        )
-    return DrawnSample(sample, corruption, groups)
-
-
-@dataclass(frozen=True)
-class ChunkMatch:
-    """Pipeline A: which chunk each masked student token and each answered teacher token belongs to.
-
-    Attributes:
-        masked_chunk: int64 [masked], chunk number within the micro-batch, -1 for none.
-        chunk_row: int64 [chunk], batch row of each active chunk.
-        answer_chunk: int64 [answers], chunk of each value in the teacher's answer.
-    """
-
-    masked_chunk: Int64[Tensor, " masked"]
-    chunk_row: Int64[Tensor, " chunk"]
-    answer_chunk: Int64[np.ndarray, " answers"]
-
-    def scores(self, response: ScoreResponse | None) -> ChunkScores:
-        """Sums of the teacher's token log-probabilities over each chunk (float64 sums of float32 values).
-
-        No response stands for the answer to no question: nothing was masked.
-
-        Raises:
-            AlignmentError: the answer has another number of values than the question had masked tokens.
-        """
-        values = _values(response, self.answer_chunk.size)
-        sums = np.bincount(self.answer_chunk, weights=values, minlength=len(self.chunk_row))
-        return ChunkScores(
-            log_probs=torch.from_numpy(sums).to(self.chunk_row.device, torch.float32),
-            masked_chunk=self.masked_chunk,
-            chunk_row=self.chunk_row,
-        )
-
-
-@dataclass(frozen=True)
-class PositionMatch:
-    """Pipeline B: which masked student token each answered teacher token stands for.
-
-    Attributes:
-        aligned_masked_index: int64 [aligned], places among the masked tokens.
-        answer_row: int64 [aligned], rows of the teacher's answer in that order.
-        shared_vocab: ids that mean the same on both sides.
-    """
-
-    aligned_masked_index: Int64[Tensor, " aligned"]
-    answer_row: Int64[np.ndarray, " aligned"]
-    shared_vocab: int
-
-    def scores(self, response: ScoreResponse | None, head: Tensor) -> HiddenScores:
-        """The teacher's hidden states beside the frozen head that turns them into logits.
-
-        No response stands for the answer to no question: nothing was masked.
-
-        Raises:
-            AlignmentError: the answer has another number of rows than the question had masked tokens.
-        """
-        values = _values(response, self.answer_row.size, head.shape[1])
-        hidden = bfloat16_rows(values, self.answer_row).to(self.aligned_masked_index.device)
-        return HiddenScores(
-            hidden=hidden.to(head.dtype),
-            head=head,
-            aligned_masked_index=self.aligned_masked_index,
-            shared_vocab=self.shared_vocab,
-        )
-
-
-def bfloat16_rows(
-    values: UInt16[np.ndarray, "answers teacher_hidden"], rows: Int64[np.ndarray, " rows"]
-) -> Tensor:
-    """Rows of a HIDDEN answer as a bfloat16 tensor [rows, teacher_hidden] of its own memory."""
-    # Fancy indexing copies: answers are read-only views into shared memory.
-    return torch.from_numpy(values[rows].view(np.int16)).view(torch.bfloat16)
+from tide_core.objective import Normalisers
+from workers.student.drawing import DrawnSample, Recipe
+from workers.student.matching import ChunkMatch, PositionMatch, match_chunks, match_positions
 
 
 @dataclass(frozen=True)
@@ -239,9 +67,7 @@ def _moved(part: Part, device: torch.device) -> Part:
     return replace(part, **tensors)
 
 
-def collate(
-    drawn: Sequence[DrawnSample], recipe: Recipe, *, mask_token_id: int, shared_vocab: int
-) -> MicroBatch:
+def collate(drawn: Sequence[DrawnSample], recipe: Recipe, *, mask_token_id: int) -> MicroBatch:
     """Put drawn samples into one forward."""
     inputs = noisy_inputs(
         [item.sample.student_ids for item in drawn],
@@ -251,9 +77,9 @@ def collate(
     )
     match: ChunkMatch | PositionMatch
     if recipe.pipeline is Pipeline.CROSS_TOKENIZER:
-        match = match_chunks(drawn)
+        match = match_chunks(drawn, recipe.begins_pretoken)
     else:
-        match = match_positions(drawn, shared_vocab)
+        match = match_positions(drawn, recipe.shared_vocab, recipe.top_k)
     return MicroBatch(
         layout=inputs.layout,
         input_ids=inputs.input_ids,
@@ -313,56 +139,6 @@ def _counts(drawn: Sequence[DrawnSample]) -> Normalisers:
     )
 
 
-def match_chunks(drawn: Sequence[DrawnSample]) -> ChunkMatch:
-    """How the answers about a batch's masked chunks map onto its masked student tokens.
-
-    Raises:
-        AlignmentError: a masked chunk without a teacher token.
-    """
-    masked_chunk, chunk_row, answer_chunk = [], [], []
-    first = 0
-    for row, item in enumerate(drawn):
-        sample, noise = item.sample, item.corruption
-        assert sample.student_chunk_ids is not None
-        assert sample.teacher_chunk_ids is not None
-        # One entry more than there are chunks: id -1 reads it.
-        number = np.full(noise.is_active_chunk.size + 1, -1, dtype=np.int64)
-        number[:-1][noise.is_active_chunk] = first + np.arange(noise.active_chunks)
-        masked_chunk.append(number[sample.student_chunk_ids[noise.is_masked]])
-        answer_chunk.append(number[sample.teacher_chunk_ids[item.groups > 0]])
-        chunk_row.append(np.full(noise.active_chunks, row, dtype=np.int64))
-        first += noise.active_chunks
-    answered = np.concatenate(answer_chunk)
-    if np.unique(answered).size != first:
-        raise AlignmentError(
-            "A masked chunk has no teacher token: its likelihood does not exist. Prepare the data again.",
-            param="teacher_chunk_ids",
-        )
-    return ChunkMatch(
-        torch.from_numpy(np.concatenate(masked_chunk)), torch.from_numpy(np.concatenate(chunk_row)), answered
-    )
-
-
-def match_positions(drawn: Sequence[DrawnSample], shared_vocab: int) -> PositionMatch:
-    """How the answers about a batch's masked teacher tokens map onto its masked student tokens."""
-    masked_index, answer_row = [], []
-    masked_before = answers_before = 0
-    for item in drawn:
-        assert item.sample.teacher_positions is not None
-        at_teacher = item.sample.teacher_positions[item.corruption.is_masked]
-        has_teacher = at_teacher >= 0
-        rank = np.cumsum(item.groups > 0) - 1
-        masked_index.append(masked_before + np.flatnonzero(has_teacher))
-        answer_row.append(answers_before + rank[at_teacher[has_teacher]])
-        masked_before += at_teacher.size
-        answers_before += int((item.groups > 0).sum())
-    return PositionMatch(
-        torch.from_numpy(np.concatenate(masked_index)),
-        np.concatenate(answer_row).astype(np.int64),
-        shared_vocab,
-    )
-
-
 def _request(drawn: Sequence[DrawnSample], recipe: Recipe) -> ScoreRequest | None:
     if recipe.want is None:
         return None
@@ -374,6 +150,7 @@ def _request(drawn: Sequence[DrawnSample], recipe: Recipe) -> ScoreRequest | Non
         job_id=recipe.job_id,
         weight=recipe.weight,
         fingerprint=recipe.fingerprint,
+        top_k=recipe.top_k,
     )
 
 
@@ -386,6 +163,7 @@ def score_request(
     job_id: str = "",
     weight: float = 1.0,
     fingerprint: str | None = None,
+    top_k: TopKQuestion | None = None,
 ) -> ScoreRequest | None:
     """One question about pairs of (ids, groups), or None when nothing is masked in any of them."""
     # A sequence without a masked token would cost a forward and answer nothing.
@@ -402,18 +180,5 @@ def score_request(
         job_id=job_id,
         weight=weight,
         fingerprint=fingerprint,
+        top_k=top_k,
     )
-
-
-def _values(response: ScoreResponse | None, expected: int, width: int | None = None) -> np.ndarray:
-    shape = (expected,) if width is None else (expected, width)
-    if response is None and expected == 0:
-        return np.zeros(shape, dtype=np.float32 if width is None else np.uint16)
-    if response is None or response.values.shape != shape:
-        found = None if response is None else response.values.shape
-        raise AlignmentError(
-            f"The teacher answered values of shape {found}, expected {shape}.",
-            code="answer_mismatch",
-            param="values",
-        )
-    return response.values

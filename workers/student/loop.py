@@ -24,7 +24,8 @@ from workers.scores.prefetcher import AnsweredStep, Prefetcher
 from workers.scores.transport import ScoreTransport
 from workers.student.checkpoint import CheckpointStore, TrainingState
 from workers.student.collective import Collective
-from workers.student.feed import MicroBatch, Recipe, collate, draw, noise_schedule
+from workers.student.drawing import Recipe, draw, noise_schedule
+from workers.student.feed import MicroBatch, collate
 from workers.student.schedule import learning_rate, total_steps, training_progress
 from workers.student.step import (
     Progress,
@@ -35,7 +36,14 @@ from workers.student.step import (
     build_optimizer,
     part_names,
 )
-from workers.student.stream import DrawnStep, answers_of, asked_steps
+from workers.student.stream import (
+    DrawnStep,
+    answers_of,
+    asked_sequences,
+    asked_steps,
+    tail_masses,
+    teacher_figures,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,6 @@ class Run:
         recipe: what decides each micro-batch.
         plan: which samples make up each step.
         student: on its device, weights in float32.
-        shared_vocab: ids that mean the same to teacher and student (pipeline B).
         teacher_head: the teacher's LM head on the student's device, when hidden states are asked for.
         transport: the way to the teacher, when a term asks it.
         collective: this trainer among its fellows.
@@ -63,7 +70,6 @@ class Run:
     recipe: Recipe
     plan: BatchPlan
     student: BlockDiffusionStudent
-    shared_vocab: int
     teacher_head: Tensor | None
     transport: ScoreTransport | None
     collective: Collective
@@ -81,11 +87,13 @@ class Speeds:
         seconds_per_step: mean.
         tokens_per_second: student tokens of all trainers.
         teacher_wait_ratio: share of the time in which a trainer stood waiting for the teacher.
+        cache_hit_ratio: share of the sequences asked about whose answer the score cache held.
     """
 
     seconds_per_step: float = 0.0
     tokens_per_second: float = 0.0
     teacher_wait_ratio: float = 0.0
+    cache_hit_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,6 @@ def _micro_batches(run: Run, number: int) -> list[MicroBatch]:
             [draw(visit.sample, visit.epoch, run.recipe) for visit in group],
             run.recipe,
             mask_token_id=run.student.mask_token_id,
-            shared_vocab=run.shared_vocab,
         )
         for group in micro_batches(visits, run.spec.hyperparameters.micro_batch_size)
     ]
@@ -236,7 +243,7 @@ class _Journal:
         self._run = run
         self._total = total
         self._watch = Stopwatch()
-        self._steps: list[tuple[float, int, float]] = []
+        self._steps: list[tuple[float, int, float, int, int]] = []
         self._meter = (
             ProgressMeter(run.reporter, Phase.TRAIN, "training", total) if run.reporter is not None else None
         )
@@ -257,7 +264,8 @@ class _Journal:
     ) -> None:
         """Report one step."""
         seconds = self._watch.lap()
-        self._steps.append((seconds, result.tokens, step.teacher_wait_seconds))
+        asked, hits = asked_sequences(step), sum(answer.cache_hits for answer in step.responses)
+        self._steps.append((seconds, result.tokens, step.teacher_wait_seconds, asked, hits))
         if self._run.reporter is None or self._meter is None:
             return
         counts = result.counts
@@ -272,6 +280,9 @@ class _Journal:
             "teacher_wait_seconds": step.teacher_wait_seconds,
             "feed_wait_seconds": step.feed_wait_seconds,
         }
+        if asked:
+            values |= teacher_figures(step.responses) | tail_masses(step)
+            values["teacher_cache_hit_ratio"] = hits / asked
         trust = self._mean_lambda(step.payload, progress)
         if trust is not None:
             values["lambda"] = trust
@@ -283,8 +294,8 @@ class _Journal:
         steps = self._steps[1:] or self._steps
         if not steps:
             return Speeds()
-        seconds, tokens, waits = (sum(column) for column in zip(*steps, strict=True))
-        return Speeds(seconds / len(steps), tokens / seconds, waits / seconds)
+        seconds, tokens, waits, asked, hits = (sum(column) for column in zip(*steps, strict=True))
+        return Speeds(seconds / len(steps), tokens / seconds, waits / seconds, hits / max(1, asked))
 
     def _mean_lambda(self, step: DrawnStep, progress: Progress) -> float | None:
         """Mean of ``lambda_t`` over this trainer's sequences, of the first TIDAL term."""

@@ -28,9 +28,11 @@ from tide_core.objective import (
     Objective,
     ObjectiveInputs,
     ObjectiveOutput,
+    TopKScores,
 )
 from workers.student.collective import Collective
-from workers.student.feed import ChunkMatch, MicroBatch
+from workers.student.feed import MicroBatch
+from workers.student.matching import ChunkMatch
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ScoredBatch:
     """A micro-batch on its device, with what the teacher said about it."""
 
     batch: MicroBatch
-    scores: ChunkScores | HiddenScores | None
+    scores: ChunkScores | HiddenScores | TopKScores | None
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,6 @@ class Stepper:
             return ScoredBatch(batch, None)
         if isinstance(batch.match, ChunkMatch):
             return ScoredBatch(batch, batch.match.scores(answer))
-        assert self._teacher_head is not None, "hidden states were asked for without the teacher's head"
         return ScoredBatch(batch, batch.match.scores(answer, self._teacher_head))
 
     def _synchronise(self, is_last: bool) -> AbstractContextManager[object]:

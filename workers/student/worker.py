@@ -12,10 +12,13 @@ import structlog
 import torch
 from torch import Tensor
 
+from tide_core.alignment.boundaries import begins_pretoken
+from tide_core.alignment.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
-from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Note
+from tide_core.contracts.scores import Want
+from tide_core.contracts.teacher import TeacherDescription
 from tide_core.data.batches import BatchPlan
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
@@ -26,13 +29,13 @@ from workers.preparation.location import open_prepared
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.reporter import Reporter
-from workers.scores.serve_transport import ServeTransport
+from workers.scores.opening import open_transport
 from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore
 from workers.student.collective import Alone, Collective, ProcessGroup
+from workers.student.drawing import Recipe, recipe_for, wanted
 from workers.student.export import export_student, model_card
-from workers.student.feed import recipe_for
 from workers.student.initial import initial_location
 from workers.student.loop import Outcome, Run, spec_digest, train
 from workers.student.manifest import write_manifest
@@ -55,7 +58,7 @@ def train_on_worker(config: dict[str, str]) -> dict[str, Any] | None:
         reporter: Reporter | None = None
         if collective.rank == 0:
             reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
-        return run_trainer(brief, collective, device, reporter, _transport(brief, stack))
+        return run_trainer(brief, collective, device, reporter, open_transport(brief, stack))
 
 
 def run_trainer(
@@ -82,16 +85,14 @@ def run_trainer(
     initial = materialise_model(initial_location(brief.folder))
     autocast = autocast_dtype(brief.spec.hyperparameters, device)
     student = BlockDiffusionStudent.from_pretrained(initial, dtype=torch.float32, device=device)
-    fingerprint = _attested(transport, reporter)
-    head, shared = _teacher_side(brief.spec, dataset, student, autocast or torch.float32, transport)
+    teacher = _attested(transport, reporter)
     run = Run(
         spec=brief.spec,
         spec_digest=spec_digest(brief.spec, dataset.manifest.content_hash),
-        recipe=recipe_for(brief.spec, job_id=brief.job_id, lease=brief.teacher),
+        recipe=_recipe(brief, dataset, student, initial, teacher),
         plan=_plan(brief.spec, dataset),
         student=student,
-        shared_vocab=shared,
-        teacher_head=head,
+        teacher_head=_teacher_head(brief.spec, autocast or torch.float32, student.device),
         transport=transport,
         collective=collective,
         reporter=reporter,
@@ -104,6 +105,7 @@ def run_trainer(
     outcome = train(run)
     if reporter is None:
         return None
+    fingerprint = teacher.fingerprint if teacher else None
     return _conclude(brief, run, outcome, reporter, fingerprint=fingerprint, seconds=time.monotonic() - ready)
 
 
@@ -178,34 +180,36 @@ def _probe(
     return probe
 
 
-def _transport(brief: AttemptBrief, stack: ExitStack) -> ScoreTransport | None:
-    if brief.teacher is None:
-        return None
-    transport = ServeTransport(brief.teacher)
-    stack.callback(transport.close)
-    return transport
-
-
-def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> str | None:
+def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> TeacherDescription | None:
     """Who the teacher is, before the first question; from here on no other one is believed."""
     if transport is None:
         return None
     description = transport.describe()
     if reporter is not None:
         reporter.send(Note(code="teacher.attested", message=description.fingerprint))
-    return description.fingerprint
+    return description
 
 
-def _teacher_side(
-    spec: ResolvedJobSpec,
+def _recipe(
+    brief: AttemptBrief,
     dataset: PreparedDataset,
     student: BlockDiffusionStudent,
-    dtype: torch.dtype,
-    transport: ScoreTransport | None,
-) -> tuple[Tensor | None, int]:
-    """The frozen head that turns hidden states into logits, and the ids that both sides share."""
-    if Pipeline(spec.pipeline) is not Pipeline.SHARED_TOKENIZER or transport is None:
-        return None, 0
-    folder = materialise_model(spec.teacher.model, spec.teacher.revision)
-    head = lm_head_weight(folder, dtype).to(student.device)
-    return head, min(dataset.manifest.shared_vocab, student.vocab_size, head.shape[0])
+    tokenizer: Path,
+    teacher: TeacherDescription | None,
+) -> Recipe:
+    shared = (
+        0 if teacher is None else min(dataset.manifest.shared_vocab, student.vocab_size, teacher.vocab_size)
+    )
+    begins = None
+    if wanted(brief.spec) is Want.TARGET_AND_BOUNDARY:
+        begins = begins_pretoken(load_tokenizer(tokenizer), student.vocab_size)
+    return recipe_for(
+        brief.spec, job_id=brief.job_id, lease=brief.teacher, shared_vocab=shared, begins_pretoken=begins
+    )
+
+
+def _teacher_head(spec: ResolvedJobSpec, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The frozen head that turns hidden states into logits, for a trainer that asks for them."""
+    if wanted(spec) is not Want.HIDDEN:
+        return None
+    return lm_head_weight(materialise_model(spec.teacher.model, spec.teacher.revision), dtype).to(device)

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 
 from tide_core.contracts.errors import (
     FingerprintMismatchError,
@@ -22,11 +24,12 @@ from tide_core.contracts.errors import (
     ScoreError,
     TideError,
 )
-from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
 from workers.teachers.fair_queue import Entry, FairQueue
-from workers.teachers.forward import Slices, Values, joined_values, no_values, score_samples
+from workers.teachers.forward import joined_values, score_samples
 from workers.teachers.layouts import Sample, footprint, samples_of
+from workers.teachers.readout import Slices
 from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
 
 
@@ -92,6 +95,7 @@ class TeacherEngine:
         fingerprint: of the weights, put on every answer.
         tokenizer_fingerprint: of its tokenizer.
         settings: sizes; by default those that fit the model's device.
+        begins_pretoken: which ids do (bool [vocab]); without it requests for boundaries are refused.
 
     Use :meth:`close` when done: it ends the worker thread and refuses what still waits.
     """
@@ -103,8 +107,10 @@ class TeacherEngine:
         fingerprint: str,
         tokenizer_fingerprint: str,
         settings: EngineSettings | None = None,
+        begins_pretoken: Bool[np.ndarray, " vocab"] | None = None,
     ) -> None:
         self.model = model
+        self._begins_pretoken = begins_pretoken
         self.fingerprint = fingerprint
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.settings = settings or EngineSettings.for_device(model.lm_head.weight.device)
@@ -135,7 +141,7 @@ class TeacherEngine:
             request=request,
             future=Future(),
             submitted=time.monotonic(),
-            parts=[no_values(request.want, self.model.hidden_size) for _ in samples],
+            parts=[request.value_format(self.model.hidden_size).nothing() for _ in samples],
             unanswered=0,
         )
         entries = [
@@ -200,6 +206,17 @@ class TeacherEngine:
                 f"{self.model.vocab_size}: was the text tokenised with the teacher's tokenizer?",
                 param="token_ids",
             )
+        if request.top_k is not None and request.top_k.vocab > self.model.vocab_size:
+            raise InvalidInputError(
+                f"top_k asks about {request.top_k.vocab} ids, the teacher has {self.model.vocab_size}.",
+                param="top_k",
+            )
+        if request.want is Want.TARGET_AND_BOUNDARY and self._begins_pretoken is None:
+            raise InvalidInputError(
+                "This teacher was loaded without its tokenizer's boundaries: it cannot say where pre-tokens "
+                "begin.",
+                param="want",
+            )
 
     def _refuse_if_unavailable(self, *, is_probe: bool) -> None:
         if self._closed:
@@ -246,7 +263,8 @@ class TeacherEngine:
             return
         start = time.monotonic()
         try:
-            values = score_samples(self.model, [entry.payload.sample for entry in entries], self._slices)
+            samples = [entry.payload.sample for entry in entries]
+            values = score_samples(self.model, samples, self._slices, self._begins_pretoken)
         except Exception as error:
             if len(entries) > 1:
                 half = len(entries) // 2

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tide_core.contracts.errors import ScoreError
-from tide_core.contracts.scores import Want
+from tide_core.contracts.scores import TopKQuestion, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
 from workers.teachers.layouts import Sample, forward_input
-from workers.teachers.readout import hidden_bits, target_log_probs
-
-Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
-"""Values of a :class:`~tide_core.contracts.scores.ScoreResponse`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slices:
-    """How much of the LM head's output exists at a time.
-
-    Attributes:
-        rows: masked tokens.
-        vocab: vocabulary entries.
-    """
-
-    rows: int
-    vocab: int
+from workers.teachers.readout import Slices, hidden_bits, target_log_probs, top_k_bytes
 
 
 @torch.inference_mode()
-def score_samples(model: TeacherModel, samples: Sequence[Sample], slices: Slices) -> list[Values]:
+def score_samples(
+    model: TeacherModel,
+    samples: Sequence[Sample],
+    slices: Slices,
+    begins_pretoken: Bool[np.ndarray, " vocab"] | None = None,
+) -> list[Values]:
     """Values at the masked tokens of each sample, in the order of its tokens.
 
     Args:
         model: the teacher.
         samples: of one layout and block size, each with a masked token; what they want may differ.
         slices: bound of the LM head's memory.
+        begins_pretoken: which ids do; for samples that want boundaries.
 
     Raises:
         ScoreError: the teacher gave a NaN or an infinity.
@@ -50,18 +41,22 @@ def score_samples(model: TeacherModel, samples: Sequence[Sample], slices: Slices
     read = hidden.flatten(0, 1).index_select(0, inputs.read_index)
     rows = torch.split(read, [sample.masked for sample in samples])
     _require_finite(samples, rows)
-    log_probs = _log_probs(model, samples, rows, slices)
-    return [
-        hidden_bits(part) if sample.want is Want.HIDDEN else log_probs[number]
-        for number, (sample, part) in enumerate(zip(samples, rows, strict=True))
-    ]
-
-
-def no_values(want: Want, hidden_size: int) -> Values:
-    """What a sequence without a masked token gives."""
-    if want is Want.HIDDEN:
-        return np.zeros((0, hidden_size), np.uint16)
-    return np.zeros(0, np.float32)
+    groups: dict[tuple[Want, TopKQuestion | None], list[int]] = {}
+    for number, sample in enumerate(samples):
+        groups.setdefault((sample.want, sample.top_k), []).append(number)
+    values: dict[int, Values] = {}
+    for numbers in groups.values():
+        # One pass of the head for all samples that want the same.
+        answer: Any = _read(
+            model,
+            [samples[n] for n in numbers],
+            torch.cat([rows[n] for n in numbers]),
+            slices,
+            begins_pretoken,
+        )
+        ends = np.cumsum([samples[n].masked for n in numbers])[:-1]
+        values |= zip(numbers, np.split(answer, ends), strict=True)
+    return [values[number] for number in range(len(samples))]
 
 
 def joined_values(parts: Sequence[Values]) -> Values:
@@ -69,23 +64,33 @@ def joined_values(parts: Sequence[Values]) -> Values:
     return np.concatenate(parts)  # type: ignore[return-value]
 
 
-def _log_probs(
-    model: TeacherModel, samples: Sequence[Sample], rows: Sequence[Tensor], slices: Slices
-) -> dict[int, npt.NDArray[np.float32]]:
-    """One pass of the head for all samples that want log-probabilities, by their number."""
-    wanted = [number for number, sample in enumerate(samples) if sample.want is Want.TARGET_LOG_PROB]
-    if not wanted:
-        return {}
-    targets = np.concatenate([samples[n].token_ids[samples[n].groups > 0] for n in wanted])
-    log_probs = target_log_probs(
-        torch.cat([rows[number] for number in wanted]),
-        model.lm_head.weight,
-        torch.from_numpy(targets.astype(np.int64)).to(model.lm_head.weight.device),
-        row_slice=slices.rows,
-        vocab_slice=slices.vocab,
-    )
-    parts = torch.split(log_probs.cpu(), [rows[number].shape[0] for number in wanted])
-    return {number: part.numpy() for number, part in zip(wanted, parts, strict=True)}
+def _read(
+    model: TeacherModel,
+    samples: Sequence[Sample],
+    rows: Tensor,
+    slices: Slices,
+    begins_pretoken: Bool[np.ndarray, " vocab"] | None,
+) -> Values:
+    """What these samples, which all want the same, have at their masked tokens."""
+    head = model.lm_head.weight
+    boundary = None
+    match samples[0].want:
+        case Want.HIDDEN:
+            return hidden_bits(rows)
+        case Want.TOP_K:
+            question = samples[0].top_k
+            assert question is not None
+            return top_k_bytes(rows, head, question, slices=slices)
+        case Want.TARGET_AND_BOUNDARY:
+            assert begins_pretoken is not None
+            boundary = torch.from_numpy(begins_pretoken).to(head.device)
+        case Want.TARGET_LOG_PROB:
+            pass
+    targets = np.concatenate([sample.token_ids[sample.groups > 0] for sample in samples])
+    target_ids = torch.from_numpy(targets.astype(np.int64)).to(head.device)
+    answer = target_log_probs(rows, head, target_ids, slices=slices, boundary=boundary)
+    values: npt.NDArray[np.float32] = answer.cpu().numpy()
+    return values
 
 
 def _require_finite(samples: Sequence[Sample], rows: Sequence[Tensor]) -> None:

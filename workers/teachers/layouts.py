@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, Layout, ScoreRequest, Want
+from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import block_causal_mask, compact_layout_two_views
 
 VIEWS = (FIRST_VIEW, SECOND_VIEW)
@@ -36,6 +36,7 @@ class Sample:
         layout: attention pattern.
         block_size: tokens in a block.
         want: what is read at the masked tokens.
+        top_k: what TOP_K asks for.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -43,6 +44,7 @@ class Sample:
     layout: Layout
     block_size: int
     want: Want
+    top_k: TopKQuestion | None = None
 
     @property
     def masked(self) -> int:
@@ -91,6 +93,7 @@ def samples_of(request: ScoreRequest) -> list[Sample]:
             layout=request.layout,
             block_size=request.block_size,
             want=request.want,
+            top_k=request.top_k,
         )
         for start, end in pairwise(bounds)
     ]

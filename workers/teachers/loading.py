@@ -8,6 +8,7 @@ from typing import Literal, cast
 import torch
 from tokenizers import Tokenizer
 
+from tide_core.alignment.boundaries import begins_pretoken
 from tide_core.alignment.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherDescription
@@ -90,6 +91,7 @@ def load_for_serving(
         fingerprint=description.fingerprint,
         tokenizer_fingerprint=description.tokenizer_fingerprint,
         settings=settings or EngineSettings.for_device(device, threads=threads),
+        begins_pretoken=begins_pretoken(tokenizer, model.vocab_size),
     )
     return LoadedTeacher(engine, description, tokenizer)
 

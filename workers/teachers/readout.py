@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+from tide_core.contracts.scores import TopKQuestion
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """How much of the LM head's output exists at a time.
+
+    Attributes:
+        rows: masked tokens.
+        vocab: vocabulary entries.
+    """
+
+    rows: int
+    vocab: int
 
 
 def target_log_probs(
@@ -14,27 +31,45 @@ def target_log_probs(
     head: Float[Tensor, "vocab hidden"],
     target_ids: Int[Tensor, " masked"],
     *,
-    row_slice: int,
-    vocab_slice: int,
-) -> Float[Tensor, " masked"]:
+    slices: Slices,
+    boundary: Bool[Tensor, " vocab"] | None = None,
+) -> Float[Tensor, " masked"] | Float[Tensor, "masked 2"]:
     """``lp_i = z_i[x_i] - logsumexp(z_i)`` with ``z = hidden @ head^T``, in float32.
-
-    Never holds more than ``row_slice x vocab_slice`` logits.
 
     Args:
         hidden: final hidden states at the masked tokens.
         head: the LM head's weight.
         target_ids: clean ids.
-        row_slice: masked tokens at a time.
-        vocab_slice: vocabulary entries at a time.
+        slices: bound of the logits that are held at a time.
+        boundary: when given, a second column holds ``log sum p`` over these ids.
     """
-    parts = [
-        _rows_log_probs(rows, head, targets, vocab_slice)
-        for rows, targets in zip(
-            torch.split(hidden, row_slice), torch.split(target_ids, row_slice), strict=True
-        )
-    ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    rows = zip(torch.split(hidden, slices.rows), torch.split(target_ids, slices.rows), strict=True)
+    return torch.cat([_rows_log_probs(part, head, ids, boundary, slices.vocab) for part, ids in rows])
+
+
+def top_k_bytes(
+    hidden: Float[Tensor, "masked hidden"],
+    head: Float[Tensor, "vocab hidden"],
+    question: TopKQuestion,
+    *,
+    slices: Slices,
+) -> UInt8[np.ndarray, "masked bytes"]:
+    """The likeliest ids of each row with their logits and the tails' masses, in the question's row format.
+
+    Args:
+        hidden: final hidden states at the masked tokens.
+        head: the LM head's weight; only the ids below ``question.vocab`` are read.
+        question: how many ids, and at which temperatures.
+        slices: bound of the logits that are held at a time.
+    """
+    answer = np.zeros(hidden.shape[0], question.row_format)
+    for start in range(0, hidden.shape[0], slices.rows):
+        rows = slice(start, start + slices.rows)
+        ids, logits, tails = _rows_top_k(hidden[rows], head[: question.vocab], question, slices.vocab)
+        answer["ids"][rows] = ids.cpu().numpy()
+        answer["logits"][rows] = logits.cpu().numpy()
+        answer["log_tails"][rows] = tails.cpu().numpy()
+    return answer.view(np.uint8).reshape(hidden.shape[0], question.row_format.itemsize)
 
 
 def hidden_bits(hidden: Float[Tensor, "masked hidden"]) -> npt.NDArray[np.uint16]:
@@ -43,9 +78,12 @@ def hidden_bits(hidden: Float[Tensor, "masked hidden"]) -> npt.NDArray[np.uint16
     return np.ascontiguousarray(bits)
 
 
-def _rows_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, vocab_slice: int) -> Tensor:
+def _rows_log_probs(
+    hidden: Tensor, head: Tensor, targets: Tensor, boundary: Tensor | None, vocab_slice: int
+) -> Tensor:
     """Running log-sum-exp over the slices; the target's logit is picked from the slice that holds it."""
     normaliser = torch.full((hidden.shape[0],), -torch.inf, dtype=torch.float32, device=hidden.device)
+    in_boundary = normaliser.clone()
     target_logits = torch.zeros_like(normaliser)
     for start in range(0, head.shape[0], vocab_slice):
         logits = _float32_logits(hidden, head[start : start + vocab_slice])
@@ -54,7 +92,36 @@ def _rows_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, vocab_slice: 
         is_here = (local >= 0) & (local < logits.shape[1])
         picked = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         target_logits = torch.where(is_here, picked, target_logits)
-    return target_logits - normaliser
+        if boundary is not None:
+            inside = logits.masked_fill_(~boundary[start : start + vocab_slice], -torch.inf)
+            in_boundary = torch.logaddexp(in_boundary, inside.logsumexp(dim=1))
+    if boundary is None:
+        return target_logits - normaliser
+    return torch.stack([target_logits - normaliser, in_boundary - normaliser], dim=1)
+
+
+def _rows_top_k(
+    hidden: Tensor, head: Tensor, question: TopKQuestion, vocab_slice: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and logits of the k likeliest, and ``log sum exp(z / T)`` of the others, less the largest logit.
+
+    What a slice pushes out of the k joins the tails, so no mass is ever found by subtraction.
+    """
+    temperatures = torch.tensor(question.temperatures, dtype=torch.float32, device=hidden.device)
+    best = torch.empty((hidden.shape[0], 0), dtype=torch.float32, device=hidden.device)
+    best_ids = best.long()
+    tails = torch.full((hidden.shape[0], len(temperatures)), -torch.inf, device=hidden.device)
+    for start in range(0, head.shape[0], vocab_slice):
+        logits = _float32_logits(hidden, head[start : start + vocab_slice])
+        here = torch.arange(start, start + logits.shape[1], device=hidden.device).expand_as(logits)
+        both, both_ids = torch.cat([best, logits], dim=1), torch.cat([best_ids, here], dim=1)
+        best, place = both.topk(min(question.k, both.shape[1]), dim=1)
+        best_ids = both_ids.gather(1, place)
+        others = both.scatter_(1, place, -torch.inf)
+        for number, temperature in enumerate(question.temperatures):
+            tails[:, number] = torch.logaddexp(tails[:, number], (others / temperature).logsumexp(dim=1))
+    largest = best[:, :1]
+    return best_ids, best - largest, tails - largest / temperatures
 
 
 def _float32_logits(hidden: Tensor, head: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError, ShapeError
 from tide_core.contracts.objective import (
     CalmTerm,
+    ChunkFilter,
     CrossEntropyTerm,
     ForwardKLTerm,
     ObjectiveTerm,
@@ -25,6 +26,7 @@ from tide_core.contracts.objective import (
 )
 from tide_core.losses.sparse import top_k_of_logits
 from tide_core.objective import (
+    ChunkBoundaries,
     ChunkScores,
     HiddenScores,
     Normalisers,
@@ -76,7 +78,12 @@ class Step:
                 return HiddenScores(self.teacher_hidden, self.teacher_head, self.aligned, SHARED)
             case "top_k":
                 top = top_k_of_logits(self.teacher_logits(), SHARED, temperature=temperature)
-                return TopKScores(*top, self.aligned, SHARED, temperature)
+                shift = 3.0  # logits come up to a constant
+                logits, tails = (
+                    top.log_probs * temperature - shift,
+                    top.log_tail[:, None] - shift / temperature,
+                )
+                return TopKScores(top.ids, logits, tails, (temperature,), self.aligned, SHARED)
             case _:
                 return None
 
@@ -163,29 +170,67 @@ def expected_cross_entropy(step: Step, term: CrossEntropyTerm) -> float:
     return total
 
 
-def expected_chunk_term(step: Step, term: ObjectiveTerm) -> float:
+def chunk_value(term: ObjectiveTerm, lp_student: float, lp_teacher: float, t: float) -> float:
     assert isinstance(term, CalmTerm | TidalCalmTerm | ReverseCalmTerm | ReverseBernoulliKLTerm)
-    lps, total = token_lp(step), 0.0
-    for chunk, (lp_teacher, row) in enumerate(
-        zip(step.chunk_lp.tolist(), step.chunk_rows.tolist(), strict=True)
-    ):
-        lp_student = math.fsum(lp for lp, mine in zip(lps, MASKED_CHUNK, strict=True) if mine == chunk)
-        p_s, p_t = (
-            min(max(math.exp(lp / term.temperature), 1e-7), 1 - 1e-7) for lp in (lp_student, lp_teacher)
-        )
-        t, weight = float(step.t[row]), 1.0
-        match term:
-            case CalmTerm():
-                value = -(p_t * math.log(p_s) + (1 - p_t) * math.log(1 - p_s))
-            case TidalCalmTerm():
-                mix = (1 - share(t, term.schedule)) * p_s + share(t, term.schedule) * p_t
-                value = -(mix * math.log(p_s) + (1 - mix) * math.log(1 - p_s))
-                weight = bump(t, term.timestep_weight)
-            case ReverseCalmTerm():
-                value = -(p_s * math.log(p_t) + (1 - p_s) * math.log(1 - p_t))
-            case ReverseBernoulliKLTerm():
-                value = kl([p_s, 1 - p_s], [p_t, 1 - p_t])
-        total += weight * value / 5.0
+    p_s, p_t = (min(max(math.exp(lp / term.temperature), 1e-7), 1 - 1e-7) for lp in (lp_student, lp_teacher))
+    match term:
+        case CalmTerm():
+            return -(p_t * math.log(p_s) + (1 - p_t) * math.log(1 - p_s))
+        case TidalCalmTerm():
+            mix = (1 - share(t, term.schedule)) * p_s + share(t, term.schedule) * p_t
+            return -(mix * math.log(p_s) + (1 - mix) * math.log(1 - p_s)) * bump(t, term.timestep_weight)
+        case ReverseCalmTerm():
+            return -(p_s * math.log(p_t) + (1 - p_s) * math.log(1 - p_t))
+        case ReverseBernoulliKLTerm():
+            return kl([p_s, 1 - p_s], [p_t, 1 - p_t])
+
+
+def student_chunk_lp(step: Step, chunk: int) -> float:
+    return math.fsum(lp for lp, mine in zip(token_lp(step), MASKED_CHUNK, strict=True) if mine == chunk)
+
+
+def expected_chunk_term(step: Step, term: ObjectiveTerm) -> float:
+    pairs = enumerate(zip(step.chunk_lp.tolist(), step.chunk_rows.tolist(), strict=True))
+    return sum(
+        chunk_value(term, student_chunk_lp(step, chunk), lp_teacher, float(step.t[row])) / 5.0
+        for chunk, (lp_teacher, row) in pairs
+    )
+
+
+BOUNDARY = [0.9, 0.05, 0.5, 1.0, 0.2]
+"""The teacher's probability of a boundary after each chunk."""
+NEXT = [-1, 3, 4, -1, 8]
+"""The masked student position after each chunk."""
+VISIBLE = [-0.7, 0.0, 0.0, -16.0, 0.0]
+
+
+def boundaries(step: Step, teacher: list[float] = BOUNDARY) -> ChunkBoundaries:
+    return ChunkBoundaries(
+        torch.tensor(teacher, dtype=torch.float64).log(),
+        torch.tensor(NEXT),
+        torch.tensor(VISIBLE, dtype=torch.float64),
+        torch.arange(VOCAB) % 3 == 0,
+    )
+
+
+def with_boundaries(step: Step, found: ChunkBoundaries) -> ObjectiveInputs:
+    scores = step.scores("chunks")
+    assert isinstance(scores, ChunkScores)
+    return replace(step.inputs("chunks"), teacher=replace(scores, boundaries=found))
+
+
+def expected_filtered_term(step: Step, term: ObjectiveTerm, kept: list[int], *, debias: bool) -> float:
+    total = 0.0
+    for chunk in kept:
+        lp_student, lp_teacher = student_chunk_lp(step, chunk), float(step.chunk_lp[chunk])
+        if debias:
+            lp_teacher += math.log(BOUNDARY[chunk])
+            lp_student += VISIBLE[chunk]
+            if NEXT[chunk] >= 0:
+                following = softmax((step.hidden[NEXT[chunk]] @ step.head.T).tolist())
+                lp_student += math.log(math.fsum(following[::3])) - VISIBLE[chunk]
+        t = float(step.t[int(step.chunk_rows[chunk])])
+        total += chunk_value(term, lp_student, lp_teacher, t) / 5.0
     return total
 
 
@@ -253,6 +298,30 @@ def test_chunk_terms_equal_the_loop(term: ObjectiveTerm) -> None:
     step = Step()
     output = Objective([term], LinearNoise()).loss(step.inputs("chunks"))
     assert float(output.parts[term.type]) == pytest.approx(expected_chunk_term(step, term), rel=1e-6)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+@pytest.mark.parametrize("term", CROSS_TERMS, ids=lambda term: term.type)
+def test_filtered_chunk_terms_equal_the_loop(term: ObjectiveTerm, debias: bool) -> None:
+    step = Step()
+    filtered = term.model_copy(update={"chunk_filter": ChunkFilter(debias=debias, threshold=0.15)})
+    output = Objective([filtered], LinearNoise()).loss(with_boundaries(step, boundaries(step)))
+    expected = expected_filtered_term(step, term, [0, 2, 3, 4], debias=debias)
+    assert float(output.parts[term.type]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_filter_that_keeps_nothing_gives_zero() -> None:
+    step = Step()
+    found = boundaries(step, [1e-9] * 5)
+    output = Objective([CalmTerm(chunk_filter=ChunkFilter())], LinearNoise()).loss(
+        with_boundaries(step, found)
+    )
+    assert float(output.total.detach()) == 0.0
+
+
+def test_a_filter_without_boundaries_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="boundaries"):
+        Objective([CalmTerm(chunk_filter=ChunkFilter())], LinearNoise()).loss(Step().inputs("chunks"))
 
 
 @pytest.mark.parametrize("kind", ["hidden", "top_k"])
@@ -390,7 +459,7 @@ def test_top_k_scores_at_another_temperature_are_refused() -> None:
     step = Step()
     with pytest.raises(InvalidInputError) as caught:
         Objective([ForwardKLTerm(temperature=3.0)], LinearNoise()).loss(step.inputs("top_k"))
-    assert caught.value.param == "teacher.temperature"
+    assert caught.value.param == "teacher.temperatures"
 
 
 def test_inputs_that_do_not_fit_are_refused(no_shape_annotations: None) -> None:
@@ -425,3 +494,16 @@ def test_what_is_not_finite_is_named() -> None:
     with pytest.raises(NonFiniteError) as caught:
         Objective([CalmTerm()], LinearNoise()).loss(replace(step.inputs(), teacher=scores))
     assert caught.value.param == "teacher_chunk_lp"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_top_k_scores_are_normalised_with_their_tail(temperature: float) -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.5, -2.0]], dtype=torch.float64)
+    rest = [(logits[:, 2:] / each).logsumexp(dim=1) for each in (1.0, 2.0)]
+    scores = TopKScores(
+        torch.tensor([[0, 1]]), logits[:, :2], torch.stack(rest, dim=1), (1.0, 2.0), torch.tensor([0]), 4
+    )
+    exact = softmax((logits[0] / temperature).tolist())
+    known = scores.at(temperature)
+    assert known.log_probs.exp()[0].tolist() == pytest.approx(exact[:2])
+    assert float(known.log_tail.exp()) == pytest.approx(sum(exact[2:]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from score_answers import TOP_K, numbers, top_k_for
 
 from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
@@ -35,13 +36,9 @@ def request_of(seeds: list[int], want: Want = Want.TARGET_LOG_PROB, **more: obje
         Layout.BLOCK_STAIRCASE,
         want,
         block_size=4,
+        top_k=top_k_for(want),
     )
     return replace(request, **more)  # type: ignore[arg-type]
-
-
-def numbers(response: ScoreResponse) -> np.ndarray:
-    values = response.values
-    return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
 
 
 class Counting:
@@ -95,10 +92,8 @@ def test_a_request_is_split_into_known_and_unknown(local: Counting, cache: Score
     mixed = request_of([1, 2, 3, 5, 4], want)
     response = transport.submit(mixed).result(10)
     expected = local.inner.submit(mixed).result(10)
-    to_float = (
-        (lambda v: v) if want is Want.TARGET_LOG_PROB else (lambda v: (v.astype(np.uint32) << 16).view("f4"))
-    )
-    np.testing.assert_allclose(to_float(response.values), to_float(expected.values), rtol=2**-7, atol=1e-5)
+    found, wanted = numbers(response.values, mixed), numbers(expected.values, mixed)
+    np.testing.assert_allclose(found, wanted, rtol=2**-7, atol=1e-5)
     assert response.cache_hits == 2
     assert local.sequences == [2, 3]
 
@@ -125,9 +120,11 @@ def test_keys_tell_apart_what_decides_an_answer_and_nothing_else() -> None:
         replace(request, layout=Layout.BLOCK_CAUSAL),
         replace(request, block_size=5),
         replace(request, want=Want.HIDDEN),
+        replace(request, want=Want.TOP_K, top_k=TOP_K),
+        replace(request, want=Want.TOP_K, top_k=replace(TOP_K, k=6)),
     ]
     keys = {sample_keys(other, "weights")[0] for other in others} | {sample_keys(request, "other")[0]}
-    assert len(keys | {key}) == 7
+    assert len(keys | {key}) == 9
     assert sample_keys(replace(request, job_id="x", weight=2.0), "weights") == [key]
     assert sample_keys(request_of([9, 1]), "weights")[1] == key
     flat = replace(request, layout=Layout.BIDIRECTIONAL)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from score_answers import TOP_K, numbers, top_k_for
 
 from tide_core.contracts.errors import (
     FingerprintMismatchError,
@@ -68,11 +69,8 @@ def request_of(
         want,
         block_size=8,
         job_id=job_id,
+        top_k=top_k_for(want),
     )
-
-
-def as_numbers(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
 
 
 @pytest.mark.parametrize("architecture", ["llada2_moe", "wedlm"])
@@ -88,7 +86,7 @@ def test_it_answers_as_the_engine_does(
             response = transport.submit(request).result(60)
             assert response.values.dtype == expected.dtype
             np.testing.assert_allclose(
-                as_numbers(response.values), as_numbers(expected), rtol=2**-7, atol=1e-5
+                numbers(response.values, request), numbers(expected, request), rtol=2**-7, atol=1e-5
             )
             assert response.fingerprint == loaded[architecture].description.fingerprint
             assert response.compute_seconds > 0
@@ -155,8 +153,13 @@ def test_the_answer_carries_four_bytes_or_one_hidden_state_a_masked_token(
     request = request_of([256] * 32)
     masked = int(request.masked_counts.sum())
     width = transport.describe().hidden_size
-    for want, bytes_each in ((Want.TARGET_LOG_PROB, 4), (Want.HIDDEN, 2 * width)):
-        response = transport.submit(replace(request, want=want)).result(60)
+    for want, bytes_each in (
+        (Want.TARGET_LOG_PROB, 4),
+        (Want.TARGET_AND_BOUNDARY, 8),
+        (Want.HIDDEN, 2 * width),
+        (Want.TOP_K, 6 * TOP_K.k + 4 * len(TOP_K.temperatures)),
+    ):
+        response = transport.submit(replace(request, want=want, top_k=top_k_for(want))).result(60)
         buffers: list[object] = []
         head = cloudpickle.dumps(response, protocol=5, buffer_callback=buffers.append)
         total = len(head) + sum(memoryview(buffer).nbytes for buffer in buffers)  # type: ignore[arg-type]

@@ -16,22 +16,25 @@ from tide_core.contracts.objective import CalmTerm, CrossEntropyTerm, Pipeline, 
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, ScoreResponse
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective import ChunkScores, HiddenScores, Normalisers
-from workers.student.feed import ChunkMatch, PositionMatch, collate, draw, recipe_for
+from workers.student.drawing import draw, recipe_for
+from workers.student.feed import collate
 from workers.student.loop import _micro_batches, _stepper
+from workers.student.matching import ChunkMatch, PositionMatch
 from workers.student.step import Progress, build_optimizer, part_names
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 
 
 def drawn_samples(variant: Variant, pipeline: Pipeline, count: int = 5) -> tuple[Any, Any]:
-    recipe = recipe_for(tiny_spec(variant, pipeline), job_id="job", lease=None)
+    shared = 60 if pipeline is B else 0
+    recipe = recipe_for(tiny_spec(variant, pipeline), job_id="job", lease=None, shared_vocab=shared)
     return [draw(sample, 3, recipe) for sample in tiny_samples(pipeline, count)], recipe
 
 
 @pytest.mark.parametrize("variant", [Variant.TIDE_CROSS, Variant.TIDE_SHARED])
 def test_chunk_scores_against_a_loop(variant: Variant) -> None:
     drawn, recipe = drawn_samples(variant, A)
-    batch = collate(drawn, recipe, mask_token_id=MASK, shared_vocab=0)
+    batch = collate(drawn, recipe, mask_token_id=MASK)
     assert batch.request is not None
     assert isinstance(batch.match, ChunkMatch)
     answered = int(batch.request.masked_counts.sum())
@@ -62,7 +65,7 @@ def test_chunk_scores_against_a_loop(variant: Variant) -> None:
 
 def test_hidden_scores_against_a_loop() -> None:
     drawn, recipe = drawn_samples(Variant.TIDE_SHARED, B)
-    batch = collate(drawn, recipe, mask_token_id=MASK, shared_vocab=60)
+    batch = collate(drawn, recipe, mask_token_id=MASK)
     assert batch.request is not None
     assert isinstance(batch.match, PositionMatch)
     answered = int(batch.request.masked_counts.sum())
@@ -91,7 +94,7 @@ def test_the_request_carries_the_views_and_leaves_out_idle_sequences() -> None:
     drawn, recipe = drawn_samples(Variant.TIDE_SHARED, B)
     idle = replace(drawn[1], groups=np.zeros_like(drawn[1].groups))
     kept = [drawn[0], drawn[2], drawn[3], drawn[4]]
-    batch = collate([*kept[:1], idle, *kept[1:]], recipe, mask_token_id=MASK, shared_vocab=60)
+    batch = collate([*kept[:1], idle, *kept[1:]], recipe, mask_token_id=MASK)
     assert batch.request is not None
     kept = [item for item in kept if item.groups.any()]
     assert batch.request.batch == len(kept)
@@ -101,7 +104,7 @@ def test_the_request_carries_the_views_and_leaves_out_idle_sequences() -> None:
 
 def test_the_layout_holds_the_noisy_and_the_clean_copy() -> None:
     drawn, recipe = drawn_samples(Variant.NONE, A)
-    batch = collate(drawn, recipe, mask_token_id=MASK, shared_vocab=0)
+    batch = collate(drawn, recipe, mask_token_id=MASK)
     assert batch.request is None
     clean = [item.sample.student_ids[item.corruption.is_masked] for item in drawn]
     assert batch.target_ids.tolist() == np.concatenate(clean).tolist()
@@ -111,7 +114,7 @@ def test_the_layout_holds_the_noisy_and_the_clean_copy() -> None:
 
 def test_a_wrong_number_of_answers_is_refused() -> None:
     drawn, recipe = drawn_samples(Variant.TIDE_CROSS, A)
-    match = collate(drawn, recipe, mask_token_id=MASK, shared_vocab=0).match
+    match = collate(drawn, recipe, mask_token_id=MASK).match
     assert isinstance(match, ChunkMatch)
     with pytest.raises(AlignmentError, match="shape"):
         match.scores(ScoreResponse(np.zeros(3, np.float32), "f", "t"))
@@ -132,7 +135,7 @@ def test_a_chunk_without_a_teacher_token_is_refused() -> None:
         groups=np.where(sample.teacher_chunk_ids == first, 0, drawn[0].groups).astype(np.uint8),
     )
     with pytest.raises(AlignmentError, match="no teacher token"):
-        collate([cut], recipe, mask_token_id=MASK, shared_vocab=0)
+        collate([cut], recipe, mask_token_id=MASK)
 
 
 class OneOf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,18 @@ import torch
 from tiny_runs import BLOCK, Bench, tiny_samples, tiny_spec, tiny_student
 
 from tide_core.contracts.errors import CheckpointError, NonFiniteError
-from tide_core.contracts.objective import CompDemoContext, Pipeline, Variant, needs_teacher
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.objective import (
+    CalmTerm,
+    ChunkFilter,
+    CompDemoContext,
+    Pipeline,
+    Variant,
+    needs_teacher,
+)
 from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics, Progress
 from workers.reporting.recording import RecordingReporter
+from workers.scores.cache import CachingTransport, ScoreCache
 from workers.student.loop import train
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
@@ -187,3 +197,63 @@ def test_progress_ends_at_the_last_step(bench: Bench) -> None:
     reporter, _, _ = bench.train(tiny_spec(Variant.NONE, A, steps=3))
     last = reporter.of_type(Progress)[-1]
     assert (last.completed, last.total, last.eta_seconds) == (3, 3, 0.0)
+
+
+def with_top_k(spec: ResolvedJobSpec, k: int) -> ResolvedJobSpec:
+    return spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"top_k": k})})
+
+
+@pytest.mark.parametrize("variant", [Variant.BASELINE, Variant.TIDE_CROSS, Variant.TIDE_SHARED])
+def test_top_k_of_the_whole_vocabulary_trains_as_hidden_states_do(bench: Bench, variant: Variant) -> None:
+    spec = tiny_spec(variant, B, steps=3)
+    exact, _, _ = bench.train(spec, name="exact")
+    sparse, run, _ = bench.train(with_top_k(spec, 1000), name="sparse")
+    assert run.recipe.top_k is not None
+    # Logits in float16 on one side, hidden states in bfloat16 on the other.
+    assert sparse.series("loss") == pytest.approx(exact.series("loss"), rel=0.01)
+    assert sparse.series("teacher_tail_mass/2") == [0.0] * 3
+    few, _, _ = bench.train(with_top_k(spec, 4), name="few")
+    assert all(0.5 < share < 1.0 for share in few.series("teacher_tail_mass/2"))
+    assert few.series("loss")[0] < exact.series("loss")[0], "a lower bound of each divergence"
+
+
+def test_a_top_k_trainer_needs_no_head(bench: Bench) -> None:
+    run = bench.run(with_top_k(tiny_spec(Variant.TIDE_SHARED, B, steps=1), 8))
+    assert train(replace(run, teacher_head=None)).state.step == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_the_chunk_filter_works_in_a_run(bench: Bench, threshold: float) -> None:
+    term = CalmTerm(chunk_filter=ChunkFilter(debias=False, threshold=threshold))
+    plain, _, _ = bench.train(tiny_spec([CalmTerm()], A, steps=1), name="plain")
+    filtered, _, _ = bench.train(tiny_spec([term], A, steps=1), name="filtered")
+    if threshold == 0.0:
+        assert filtered.series("loss") == pytest.approx(plain.series("loss"), rel=1e-5)
+    else:
+        assert 0.0 <= filtered.series("loss")[0] < plain.series("loss")[0]
+    debiased = CalmTerm(chunk_filter=ChunkFilter(threshold=threshold))
+    reporter, _, _ = bench.train(tiny_spec([debiased], A, steps=1), name="debiased")
+    assert reporter.series("loss")[0] != pytest.approx(plain.series("loss")[0], rel=1e-3)
+
+
+def test_what_the_teacher_cost_is_reported(bench: Bench) -> None:
+    reporter, _, outcome = bench.train(tiny_spec(Variant.TIDE_CROSS, A, steps=2))
+    values = reporter.of_type(Metrics)[0].values
+    assert values["teacher_bytes"] > 0
+    assert values["teacher_compute_seconds"] > 0
+    assert values["teacher_queue_seconds"] >= 0
+    assert values["teacher_cache_hit_ratio"] == 0.0
+    assert outcome.speeds.cache_hit_ratio == 0.0
+
+
+def test_a_second_job_over_the_same_data_asks_the_teacher_nothing(bench: Bench, tmp_path: Path) -> None:
+    cache = ScoreCache(tmp_path / "scores", 10**7)
+    asked = []
+    for number, variant in enumerate((Variant.BASELINE, Variant.TIDE_CROSS)):
+        run = bench.run(tiny_spec(variant, A, steps=3), name=f"cached-{number}")
+        before = bench.transport.statistics().requests
+        outcome = train(replace(run, transport=CachingTransport(bench.transport, cache)))
+        asked.append((bench.transport.statistics().requests - before, outcome.speeds.cache_hit_ratio))
+    assert asked[0][0] > 0
+    assert asked[0][1] == 0.0
+    assert asked[1] == (0, 1.0)

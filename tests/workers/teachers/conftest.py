@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from score_answers import top_k_for
 
 from tide_core.contracts.scores import Layout, ScoreRequest, Want
 from tide_core.models.decoder import Decoder
@@ -43,7 +44,7 @@ def make_request() -> RequestMaker:
             groups=groups.astype(np.uint8),
             layout=layout,
             want=want,
-            **{"block_size": 8, **more},  # type: ignore[arg-type]
+            **{"block_size": 8, "top_k": top_k_for(want), **more},  # type: ignore[arg-type]
         )
 
     return make

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from score_answers import numbers
 from torch import Tensor, nn
 
 from tide_core.contracts.errors import (
@@ -17,12 +18,13 @@ from tide_core.contracts.errors import (
     RetryableScoreError,
     ScoreError,
 )
-from tide_core.contracts.scores import Layout, ScoreRequest, Want
+from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.models.decoder import Decoder
 from workers.teachers.engine import EngineSettings, TeacherEngine
 from workers.teachers.tiny import MASK_ID, VOCAB_SIZE
 
 LAYOUTS = list(Layout)
+BEGINS = np.arange(VOCAB_SIZE) % 5 == 2
 
 
 def engine_for(model: Any, **settings: Any) -> TeacherEngine:
@@ -31,6 +33,7 @@ def engine_for(model: Any, **settings: Any) -> TeacherEngine:
         fingerprint="weights",
         tokenizer_fingerprint="tokenizer",
         settings=EngineSettings(**settings) if settings else None,
+        begins_pretoken=BEGINS,
     )
 
 
@@ -82,16 +85,26 @@ def naive_answer(model: Decoder, request: ScoreRequest) -> npt.NDArray[Any]:
         hidden = naive_hidden(model, ids, groups, request.layout, request.block_size)
         if request.want is Want.HIDDEN:
             parts.append(hidden.to(torch.bfloat16).float().numpy())
-        else:
-            logits = hidden.double() @ model.lm_head.weight.double().T
-            targets = torch.from_numpy(ids[groups > 0].astype(np.int64))
-            log_probs = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
-            parts.append(log_probs.numpy())
+            continue
+        logits = (hidden.double() @ model.lm_head.weight.double().T).numpy()
+        if request.top_k is not None:
+            parts.append(np.array([naive_top_k(row, request.top_k) for row in logits]))
+            continue
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        answer = log_probs[np.arange(len(logits)), ids[groups > 0]]
+        if request.want is Want.TARGET_AND_BOUNDARY:
+            boundary = np.log(np.exp(log_probs[:, BEGINS]).sum(axis=1))
+            answer = np.stack([answer, boundary], axis=1)
+        parts.append(answer)
     return np.concatenate(parts)
 
 
-def from_bits(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    return (values.astype(np.uint32) << 16).view(np.float32)
+def naive_top_k(logits: npt.NDArray[np.float64], question: TopKQuestion) -> list[float]:
+    order = np.argsort(-logits[: question.vocab]).tolist()
+    top, rest = order[: question.k], order[question.k :]
+    shifted = logits - logits[top[0]]
+    tails = [float(np.log(np.exp(shifted[rest] / each).sum())) for each in question.temperatures]
+    return [*map(float, top), *shifted[top].tolist(), *tails]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -115,7 +128,40 @@ def test_hidden_states_equal_a_naive_forward(
     values = engine.submit(request).result(30).values
     assert values.dtype == np.uint16
     # One unit in the last place of bfloat16 where rounding falls the other way.
-    np.testing.assert_allclose(from_bits(values), naive_answer(engine.model, request), rtol=2**-7, atol=1e-5)
+    np.testing.assert_allclose(
+        numbers(values, request), naive_answer(engine.model, request), rtol=2**-7, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("want", [Want.TOP_K, Want.TARGET_AND_BOUNDARY])
+def test_sparse_scores_and_boundaries_equal_a_naive_forward(
+    engine: TeacherEngine, make_request: Callable[..., ScoreRequest], want: Want
+) -> None:
+    request = make_request([24, 30, 9], layout=Layout.BLOCK_STAIRCASE, want=want, views=2)
+    found = numbers(engine.submit(request).result(30).values, request)
+    # Logits of the likeliest travel in float16.
+    np.testing.assert_allclose(found, naive_answer(engine.model, request), rtol=2**-10, atol=1e-5)
+
+
+def test_top_k_of_the_whole_vocabulary_has_no_tail(
+    engine: TeacherEngine, make_request: Callable[..., ScoreRequest]
+) -> None:
+    whole = TopKQuestion(VOCAB_SIZE, VOCAB_SIZE, (1.0,))
+    request = make_request([12], want=Want.TOP_K, top_k=whole)
+    found = numbers(engine.submit(request).result(30).values, request)
+    assert sorted(found[0, :VOCAB_SIZE].tolist()) == list(range(VOCAB_SIZE))
+    assert (found[:, -1] == -np.inf).all()
+
+
+def test_what_this_teacher_cannot_say_is_refused(
+    dense_teacher: Decoder, make_request: Callable[..., ScoreRequest]
+) -> None:
+    engine = TeacherEngine(dense_teacher, fingerprint="weights", tokenizer_fingerprint="tokenizer")
+    with pytest.raises(InvalidInputError, match="pre-tokens"):
+        engine.submit(make_request([5], want=Want.TARGET_AND_BOUNDARY))
+    with pytest.raises(InvalidInputError, match="ids"):
+        engine.submit(make_request([5], want=Want.TOP_K, top_k=TopKQuestion(3, VOCAB_SIZE + 1, (1.0,))))
+    engine.close()
 
 
 def test_jobs_that_ask_at_once_get_their_own_answers(
@@ -125,7 +171,7 @@ def test_jobs_that_ask_at_once_get_their_own_answers(
         make_request(
             [12 + seed % 5, 30, 12],
             layout=LAYOUTS[seed % 3],
-            want=list(Want)[seed % 2],
+            want=list(Want)[seed % len(Want)],
             views=1 + seed % 2,
             seed=seed,
             job_id=f"job-{seed % 2}",
@@ -134,11 +180,8 @@ def test_jobs_that_ask_at_once_get_their_own_answers(
     ]
     futures = [engine.submit(request) for request in requests]
     for request, future in zip(requests, futures, strict=True):
-        values, expected = future.result(30).values, naive_answer(engine.model, request)
-        if request.want is Want.HIDDEN:
-            np.testing.assert_allclose(from_bits(values), expected, rtol=2**-7, atol=1e-5)
-        else:
-            np.testing.assert_allclose(values, expected, atol=1e-5, rtol=0)
+        found, expected = numbers(future.result(30).values, request), naive_answer(engine.model, request)
+        np.testing.assert_allclose(found, expected, rtol=2**-7, atol=1e-5)
 
 
 def test_sequences_without_a_mask_cost_nothing(

@@ -1,0 +1,45 @@
+"""A trainer's or an evaluation's way to its teacher: the pool, behind the cache of what it has answered."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.reporting import AttemptBrief
+from workers.scores.cache import CachingTransport, ScoreCache
+from workers.scores.serve_transport import ServeTransport
+from workers.scores.transport import ScoreTransport
+from workers.storage import cache_folder
+
+ENV_SCORE_CACHE_BYTES = "TIDE_SCORE_CACHE_BYTES"
+"""Bound of the score cache on this node's disk; 0 turns it off."""
+DEFAULT_BYTES = 8 * 2**30
+
+
+def open_transport(brief: AttemptBrief, stack: ExitStack) -> ScoreTransport | None:
+    """The transport of an attempt that may ask a teacher, closed with the stack; None for one that may not.
+
+    Raises:
+        InvalidInputError: the environment's bound is not a number.
+    """
+    if brief.teacher is None:
+        return None
+    transport: ScoreTransport = ServeTransport(brief.teacher)
+    bound = score_cache_bytes()
+    if brief.spec.resources.score_cache and bound > 0:
+        transport = CachingTransport(transport, ScoreCache(cache_folder() / "scores", bound))
+    stack.callback(transport.close)
+    return transport
+
+
+def score_cache_bytes() -> int:
+    """``$TIDE_SCORE_CACHE_BYTES``, else 8 GiB."""
+    said = os.environ.get(ENV_SCORE_CACHE_BYTES, "")
+    try:
+        return int(said) if said else DEFAULT_BYTES
+    except ValueError:
+        raise InvalidInputError(
+            f"{ENV_SCORE_CACHE_BYTES} is '{said}': give a number of bytes, or 0 to keep no scores.",
+            param=ENV_SCORE_CACHE_BYTES,
+        ) from None
