@@ -124,17 +124,21 @@ def demo(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps of each job; default: the setting's own.")
     ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help=OUTPUT_HELP)] = "text",
 ) -> None:
     """Run a whole distillation on this machine: two teachers, students, controls, and a table that compares
     them.
 
     Takes less than ten minutes on two cores. Nothing is downloaded.
     """
-    with clear_errors("text"):
+    with clear_errors(output):
         from workers.demo.main import DemoRequest, run
         from workers.demo.setting import STEPS
 
-        run(DemoRequest(folder, url, all_variants, steps or STEPS))
+        require_output(output)
+        report = run(DemoRequest(folder, url, all_variants, steps or STEPS), is_for_programs=output == "json")
+        if output == "json":
+            typer.echo(json.dumps(report))
 
 
 @contextmanager

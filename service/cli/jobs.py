@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -111,21 +112,24 @@ def logs(
     tail: Annotated[int, typer.Option(min=1, help="At most so many lines, the last ones.")] = 1000,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     url: UrlOption = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show what a job's processes printed."""
-    with clear_errors():
+    """Show what a job's processes printed; for programs, one JSON object a line."""
+    with clear_errors(output):
         import time
 
         from service.cli.client import ControlPlane
 
         with ControlPlane(url) as control:
-            shown = ""
+            shown = unfinished = ""
             while True:
                 is_over = control.get(f"/v1/jobs/{job_id}")["finished_at"] is not None
                 text = control.text(f"/v1/jobs/{job_id}/logs", phase=phase, attempt=attempt, tail=tail)
-                typer.echo(_news(shown, text), nl=False)
+                unfinished = _print_lines(unfinished + _news(shown, text), output)
                 shown = text
                 if not follow or is_over:
+                    if unfinished:
+                        _print_lines(unfinished + "\n", output)
                     return
                 time.sleep(_FOLLOW_SECONDS)
 
@@ -165,6 +169,14 @@ def _follow(control: Any, job_id: str, output: Output) -> None:
     from service.cli.watching import follow
 
     raise typer.Exit(follow(control, job_id, output))
+
+
+def _print_lines(text: str, output: Output) -> str:
+    """Print the whole lines of a text; gives what follows the last of them."""
+    whole, _, unfinished = text.rpartition("\n")
+    for line in whole.split("\n") if whole or text.startswith("\n") else ():
+        typer.echo(json.dumps({"line": line}, ensure_ascii=False) if output is Output.JSON else line)
+    return unfinished
 
 
 def _news(shown: str, text: str) -> str:

@@ -54,8 +54,12 @@ class DemoRequest:
     steps: int = STEPS
 
 
-def run(options: DemoRequest) -> None:
-    """Run the demo.
+def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any]:
+    """Run the demo; the report is written to the folder, shown, and returned as JSON values.
+
+    Args:
+        options: what the user asked for.
+        is_for_programs: print progress to standard error, and no table.
 
     Raises:
         DemoServiceError: the demo's own service did not start or ended early.
@@ -63,7 +67,7 @@ def run(options: DemoRequest) -> None:
         ServiceError: the service refused a request.
         SystemExit: 130 after Ctrl-C, once everything is ended.
     """
-    console = Console()
+    console = Console(stderr=is_for_programs)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     folder = options.folder.resolve()
@@ -78,8 +82,10 @@ def run(options: DemoRequest) -> None:
     facts["seconds in all"] = round(time.monotonic() - began)
     found = outcomes(jobs)
     presentation.write(folder, found, facts)
-    presentation.show(console, found)
+    if not is_for_programs:
+        presentation.show(console, found)
     console.print(f"{facts['seconds in all']} s in all. Report: {folder / 'report.md'}", highlight=False)
+    return presentation.as_json(found, facts)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tide_core.contracts.objective import Pipeline
-from workers.demo.results import FIGURES, NELBO, Comparison, FinishedJob, PipelineOutcome
+from workers.demo.results import CONTROL, FIGURES, NELBO, Comparison, FinishedJob, PipelineOutcome
 from workers.demo.setting import METRIC_THAT_COUNTS
 
 TEACHERS = {
@@ -98,8 +98,8 @@ def sample_command(job: FinishedJob) -> str:
 
 
 def _sampled_job(outcomes: Sequence[PipelineOutcome]) -> FinishedJob | None:
-    """The student with the lowest NELBO."""
-    jobs = [job for outcome in outcomes for job in outcome.jobs]
+    """The distilled student with the lowest NELBO."""
+    jobs = [job for outcome in outcomes for job in outcome.jobs if job.demo_job.variant is not CONTROL]
     key = NELBO.keys[0]
     return min(jobs, key=lambda job: job.report["models"]["student"][key], default=None)
 
@@ -133,7 +133,7 @@ def _size_lines(outcome: PipelineOutcome) -> list[str]:
             if "student_parameters" in sizes
             else "",
             f"teacher {sizes['teacher_parameters'] / 1e6:.2f} M" if sizes.get("teacher_parameters") else "",
-            f"{speeds['step_seconds']:.3f} s/step" if "step_seconds" in speeds else "",
+            f"{speeds['seconds_per_step']:.3f} s/step" if "seconds_per_step" in speeds else "",
             f"{speeds['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in speeds else "",
             f"waited for the teacher {speeds['teacher_wait_ratio']:.0%} of the time"
             if speeds.get("teacher_wait_ratio") is not None

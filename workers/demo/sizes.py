@@ -1,4 +1,4 @@
-"""Configurations of the demo's three models, as their `config.json` states them."""
+"""Configurations of the demo's students and teachers, as their `config.json` states them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def dense_config(
     """A model of the Qwen3 shape: hidden 128, 4 heads of 32, 2 key-value heads.
 
     Args:
-        model_type: `qwen3` for a causal base, `wedlm` for the dense teacher.
+        model_type: `a2d-qwen3` for a student, `wedlm` for the dense teacher.
         size: layers and feed-forward width.
         tokenizer, plan: name the vocabulary and its special tokens.
         is_tied: whether the LM head is the embedding.

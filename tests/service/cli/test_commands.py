@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from service.app import create_app
 from service.cli import main as cli
 from service.cli.client import ControlPlane
+from service.cli.jobs import _print_lines
 from service.cli.options import Output
 from service.cli.setting_flags import read_settings
 from service.cli.spec_file import read_spec
@@ -166,6 +167,16 @@ class TestAgainstAControlPlane:
         answer = invoke("jobs", verb, "job-unknown", "--url", url)
         assert answer.exit_code == 1
         assert "job-unknown" in answer.stderr
+
+    def test_log_lines_are_printed_whole(self, capsys: pytest.CaptureFixture[str]) -> None:
+        rest = _print_lines('one\n\ntw"o\nthr', Output.TABLE)
+        assert (capsys.readouterr().out, rest) == ('one\n\ntw"o\n', "thr")
+        assert _print_lines(rest + "ee\n", Output.JSON) == ""
+        assert _print_lines("\nx\n", Output.JSON) == ""
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert lines == [{"line": "three"}, {"line": ""}, {"line": "x"}]
+        assert _print_lines("", Output.JSON) == ""
+        assert capsys.readouterr().out == ""
 
     def test_nobody_at_the_address(self) -> None:
         answer = invoke("jobs", "list", "--url", f"http://127.0.0.1:{free_port()}")

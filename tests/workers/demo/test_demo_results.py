@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from workers.demo import main, presentation
 from workers.demo.results import NELBO, DemoJobError, FinishedJob, compare, finished_job, outcomes
 from workers.demo.server import Service
 from workers.demo.setting import MAIN_JOBS, DemoJob
+from workers.student.loop import Speeds
 
 SEQUENCES = 40
 TOKENS = np.arange(SEQUENCES) % 7 + 3.0
@@ -47,7 +49,7 @@ def job_json(folder: Path, demo_job: DemoJob, nll: np.ndarray, *, has_baselines:
             "models": models,
             "sequences": str(path),
             "sizes": {"student_parameters": 1_500_000},
-            "speeds": {"step_seconds": 0.2, "tokens_per_second": 100.0, "teacher_wait_ratio": 0.1},
+            "speeds": asdict(Speeds(0.25, tokens_per_second=100.0, teacher_wait_ratio=0.1)),
         },
     }
 
@@ -98,6 +100,18 @@ def test_without_the_sequence_file_there_are_figures_but_no_intervals(
     (outcome,) = outcomes([finished_job(MAIN_JOBS[0], job), pair[1]])
     assert outcome.comparisons == ()
     assert "No intervals" in presentation.markdown([outcome], {})
+
+
+def test_speeds_are_read_as_training_reports_them(pair: list[FinishedJob]) -> None:
+    text = presentation.markdown(outcomes(pair), {})
+    assert "0.250 s/step, 100 tokens/s, waited for the teacher 10% of the time" in text
+
+
+def test_the_student_to_try_is_never_the_control(pair: list[FinishedJob]) -> None:
+    (outcome,) = outcomes(pair)
+    control_first = replace(outcome, jobs=[pair[1]])
+    assert "A student to try" not in presentation.markdown([control_first], {})
+    assert str(pair[0].job["model"]["location"]) in presentation.markdown([outcome], {})
 
 
 def test_a_failed_job_gives_its_own_reason() -> None:
