@@ -76,7 +76,7 @@ class ChunkMatch:
         """
         row = () if self.boundary is None else (2,)
         values = _values(response, ValueFormat(np.dtype(np.float32), row), self.answer_chunk.size)
-        columns = values.reshape(values.shape[0], -1)
+        columns = values if values.ndim == 2 else values[:, None]
         sums = np.bincount(self.answer_chunk, weights=columns[:, 0], minlength=len(self.chunk_row))
         device = self.chunk_row.device
         boundaries = None if self.boundary is None else self.boundary.boundaries(columns[:, 1], device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ def cross_recipe(*, two_views: bool) -> Recipe:
     named = tiny_spec(Variant.TIDE_SHARED if two_views else Variant.BASELINE, Pipeline.CROSS_TOKENIZER)
     spec = tiny_spec(FILTERED, Pipeline.CROSS_TOKENIZER, teacher_context=named.teacher_context)
     return recipe_for(spec, job_id="job", lease=None, begins_pretoken=BEGINS_PRETOKEN)
+
+
+def cross_recipe_plain() -> Recipe:
+    return recipe_for(tiny_spec([CalmTerm()], Pipeline.CROSS_TOKENIZER), job_id="job", lease=None)
 
 
 @pytest.mark.parametrize("two_views", [False, True])
@@ -75,6 +80,29 @@ def test_an_answer_without_the_second_column_is_refused() -> None:
     assert isinstance(match, ChunkMatch)
     with pytest.raises(AlignmentError, match="shape"):
         match.scores(ScoreResponse(np.zeros(match.answer_chunk.size, np.float32), "f", "t"))
+
+
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_nothing_masked_needs_no_answer(is_filtered: bool) -> None:
+    recipe = cross_recipe(two_views=False) if is_filtered else cross_recipe_plain()
+    idle = [
+        replace(
+            item,
+            corruption=replace(
+                item.corruption,
+                is_masked=np.zeros_like(item.corruption.is_masked),
+                is_active_chunk=np.zeros_like(item.corruption.is_active_chunk),
+            ),
+            groups=np.zeros_like(item.groups),
+        )
+        for item in drawn_for(recipe)
+    ]
+    batch = collate(idle, recipe, mask_token_id=MASK)
+    assert batch.request is None
+    assert isinstance(batch.match, ChunkMatch)
+    scores = batch.match.scores(None)
+    assert scores.log_probs.shape == (0,)
+    assert (scores.boundaries is not None) == is_filtered
 
 
 def test_likeliest_ids_land_at_their_positions() -> None:
