@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -65,7 +67,7 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
         DemoServiceError: the demo's own service did not start or ended early.
         DemoJobError: a job failed.
         ServiceError: the service refused a request.
-        SystemExit: 130 after Ctrl-C, once everything is ended.
+        SystemExit: 130 after Ctrl-C (or SIGTERM, or SIGHUP), once everything is ended.
     """
     console = Console(stderr=is_for_programs)
     if not console.is_terminal:
@@ -74,7 +76,7 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:
-        with _service(options.url, folder, console) as service:
+        with _endings_as_interrupt(), _service(options.url, folder, console) as service:
             jobs, facts = _distil(service, folder, options, console)
     except KeyboardInterrupt:
         console.print("Interrupted: jobs are cancelled and the demo's own service is ended.")
@@ -86,6 +88,21 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
         presentation.show(console, found)
     console.print(f"{facts['seconds in all']} s in all. Report: {folder / 'report.md'}", highlight=False)
     return presentation.as_json(found, facts)
+
+
+@contextmanager
+def _endings_as_interrupt() -> Iterator[None]:
+    """Let a polite kill and a closed terminal end the demo as Ctrl-C does: with everything it started."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

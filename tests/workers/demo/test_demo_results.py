@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +192,29 @@ def test_ctrl_c_cancels_the_jobs_on_somebody_elses_service(
     assert ended.value.code == 130
     assert recorder.posted == [job.name for job in MAIN_JOBS]
     assert recorder.cancelled == ([] if is_own else recorder.posted[1:])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_kill_ends_the_demo_as_ctrl_c_does(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    @contextmanager
+    def service(*arguments: object) -> Iterator[Service]:
+        try:
+            yield Service("http://own")
+        finally:
+            ended.append(number)
+
+    monkeypatch.setattr(main, "_service", service)
+    monkeypatch.setattr(main, "_distil", lambda *arguments: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        main.run(main.DemoRequest(tmp_path))
+    assert stopped.value.code == 130
+    assert ended == [number]
+    assert signal.getsignal(number) == before
 
 
 class _Entered:
