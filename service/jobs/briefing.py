@@ -42,5 +42,8 @@ async def _teacher(
     if lease is None:
         return None
     return TeacherLease(
-        application=lease.application, job_weight=lease.weight, fingerprint=job.teacher_fingerprint
+        application=lease.application,
+        job_weight=lease.weight,
+        replicas=spec.resources.teacher_replicas,
+        fingerprint=job.teacher_fingerprint,
     )

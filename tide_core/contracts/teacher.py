@@ -67,6 +67,8 @@ class TeacherLease(Contract):
     application: str
     deployment: str = TEACHER_DEPLOYMENT
     job_weight: float = Field(default=1.0, gt=0)
+    replicas: int = Field(default=1, ge=1)
+    """How many the job asked for; with several, a question that is late is put to a second one too."""
     fingerprint: str | None = None
     """Fingerprint the pool attested; answers with another one are refused. None until attested."""
 

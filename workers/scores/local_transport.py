@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future
 from tide_core.contracts.errors import RetryableScoreError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
+from workers.scores.hedging import Attempt
 from workers.scores.retrying import RetryingTransport, RetryPolicy
 from workers.teachers.engine import TeacherEngine
 
@@ -33,6 +34,23 @@ class LocalTransport(RetryingTransport):
         super().__init__(_EngineAsker(engine, description), fingerprint=fingerprint, policy=policy)
 
 
+class _EngineAttempt:
+    def __init__(self, future: Future[ScoreResponse]) -> None:
+        self._future = future
+
+    def result(self, timeout: float) -> ScoreResponse:
+        try:
+            return self._future.result(timeout)
+        except TimeoutError:
+            self.cancel()
+            raise RetryableScoreError("The engine did not answer in time.") from None
+        except CancelledError:
+            raise RetryableScoreError("The request was cancelled.", code="score_cancelled") from None
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
 class _EngineAsker:
     def __init__(self, engine: TeacherEngine, description: TeacherDescription) -> None:
         self._engine = engine
@@ -40,20 +58,16 @@ class _EngineAsker:
         self._lock = threading.Lock()
         self._waiting: set[Future[ScoreResponse]] = set()
 
-    def ask(self, request: ScoreRequest, timeout: float) -> ScoreResponse:
+    def begin(self, request: ScoreRequest) -> Attempt:
         future = self._engine.submit(request)
         with self._lock:
             self._waiting.add(future)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            future.cancel()
-            raise RetryableScoreError("The engine did not answer in time.") from None
-        except CancelledError:
-            raise RetryableScoreError("The request was cancelled.", code="score_cancelled") from None
-        finally:
-            with self._lock:
-                self._waiting.discard(future)
+        future.add_done_callback(self._forget)
+        return _EngineAttempt(future)
+
+    def _forget(self, future: Future[ScoreResponse]) -> None:
+        with self._lock:
+            self._waiting.discard(future)
 
     def describe(self, timeout: float) -> TeacherDescription:
         return self._description

@@ -15,6 +15,7 @@ import structlog
 from tide_core.contracts.errors import RetryableScoreError, ScoreError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
+from workers.scores.hedging import Attempt, HedgePolicy, LatenessClock, first_answer
 from workers.scores.transport import check_response
 
 logger = structlog.get_logger(__name__)
@@ -29,18 +30,20 @@ class RetryPolicy:
         deadline_seconds: from the question to giving up; long enough for a pool to come back.
         first_backoff_seconds: pause after the first refusal; it doubles each time, with jitter.
         longest_backoff_seconds: bound of the pause.
+        hedge: when to ask a second replica too; None never does, as is right for a single one.
     """
 
     deadline_seconds: float = 900.0
     first_backoff_seconds: float = 0.02
     longest_backoff_seconds: float = 5.0
+    hedge: HedgePolicy | None = None
 
 
 class Asker(Protocol):
-    """One blocking attempt; raises a :class:`TideError`, a retryable one where trying again may help."""
+    """The carrier. What fails raises a :class:`TideError`, a retryable one where trying again may help."""
 
-    def ask(self, request: ScoreRequest, timeout: float) -> ScoreResponse:
-        """The teacher's answer."""
+    def begin(self, request: ScoreRequest) -> Attempt:
+        """Send the question."""
 
     def describe(self, timeout: float) -> TeacherDescription:
         """The teacher's description."""
@@ -56,6 +59,7 @@ class TransportStatistics:
     Attributes:
         requests: answered requests.
         retries: attempts beyond the first, of all requests.
+        hedges: requests that were sent a second time because the first answer was late.
         bytes_sent: ids, offsets and groups.
         bytes_received: values.
         round_trip_seconds: from the question to the answer.
@@ -66,6 +70,7 @@ class TransportStatistics:
 
     requests: int = 0
     retries: int = 0
+    hedges: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     round_trip_seconds: float = 0.0
@@ -96,6 +101,7 @@ class RetryingTransport:
         self._asker = asker
         self._fingerprint = fingerprint
         self._policy = policy or RetryPolicy()
+        self._lateness = LatenessClock(self._policy.hedge) if self._policy.hedge else None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._statistics = TransportStatistics()
@@ -157,13 +163,27 @@ class RetryingTransport:
         start = time.monotonic()
         question = replace(request, fingerprint=request.fingerprint or self._fingerprint)
         response = self._tried(
-            lambda timeout: self._asker.ask(question, timeout), is_wanted=lambda: not future.cancelled()
+            lambda timeout: self._asked(question, timeout), is_wanted=lambda: not future.cancelled()
         )
         check_response(question, response, question.fingerprint)
         self._adopt(response.fingerprint)
         check_response(question, response, self._fingerprint)
         with self._lock:
             self._statistics = _counted(self._statistics, question, response, time.monotonic() - start)
+        return response
+
+    def _asked(self, question: ScoreRequest, timeout: float) -> ScoreResponse:
+        """One try, hedged when it is late."""
+        late_after = self._lateness.late_after() if self._lateness else None
+        start = time.monotonic()
+        if late_after is None or late_after >= timeout:
+            response = self._asker.begin(question).result(timeout)
+        else:
+            response, is_hedged = first_answer(lambda: self._asker.begin(question), late_after, timeout)
+            with self._lock:
+                self._statistics = replace(self._statistics, hedges=self._statistics.hedges + is_hedged)
+        if self._lateness is not None:
+            self._lateness.note(time.monotonic() - start)
         return response
 
     def _adopt(self, fingerprint: str) -> None:

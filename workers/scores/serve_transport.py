@@ -8,6 +8,7 @@ from typing import Any
 from tide_core.contracts.errors import RetryableScoreError, ScoreError, TideError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription, TeacherLease
+from workers.scores.hedging import Attempt, HedgePolicy
 from workers.scores.retrying import RetryingTransport, RetryPolicy
 
 
@@ -16,15 +17,34 @@ class ServeTransport(RetryingTransport):
 
     Args:
         lease: where the pool is and what it must answer as.
-        policy: how long and how often to try.
+        policy: how long and how often to try; by default hedged where the pool has several replicas.
     """
 
     def __init__(self, lease: TeacherLease, *, policy: RetryPolicy | None = None) -> None:
+        policy = policy or RetryPolicy(hedge=HedgePolicy() if lease.replicas > 1 else None)
         super().__init__(_ServeAsker(lease), fingerprint=lease.fingerprint, policy=policy)
 
 
+class _ServeAttempt:
+    """A question on its way through a handle."""
+
+    def __init__(self, asker: _ServeAsker, response: Any) -> None:
+        self._asker = asker
+        self._response = response
+
+    def result(self, timeout: float) -> ScoreResponse:
+        answer = self._asker.awaited(self._response, timeout)
+        if isinstance(answer, TideError):
+            raise answer
+        assert isinstance(answer, ScoreResponse)
+        return answer
+
+    def cancel(self) -> None:
+        self._response.cancel()
+
+
 class _ServeAsker:
-    """One attempt by a deployment handle; the handle finds replicas that came and went by itself."""
+    """Asks by a deployment handle; the handle finds replicas that came and went by itself."""
 
     def __init__(self, lease: TeacherLease) -> None:
         self._lease = lease
@@ -32,15 +52,11 @@ class _ServeAsker:
         self._lock = threading.Lock()
         self._waiting: set[Any] = set()
 
-    def ask(self, request: ScoreRequest, timeout: float) -> ScoreResponse:
-        answer = self._result("score", (request,), timeout)
-        if isinstance(answer, TideError):
-            raise answer
-        assert isinstance(answer, ScoreResponse)
-        return answer
+    def begin(self, request: ScoreRequest) -> Attempt:
+        return _ServeAttempt(self, self._sent("score", request))
 
     def describe(self, timeout: float) -> TeacherDescription:
-        answer = self._result("describe", (), timeout)
+        answer = self.awaited(self._sent("describe"), timeout)
         assert isinstance(answer, TeacherDescription)
         return answer
 
@@ -50,20 +66,26 @@ class _ServeAsker:
         for response in waiting:
             response.cancel()
 
-    def _result(self, method: str, arguments: tuple[Any, ...], timeout: float) -> object:
-        response = None
+    def awaited(self, response: Any, timeout: float) -> object:
+        """What a call gave, errors in Tide's terms."""
         try:
-            response = getattr(self._found(), method).remote(*arguments)
-            with self._lock:
-                self._waiting.add(response)
             return response.result(timeout_s=timeout)
         except Exception as error:
-            if response is not None and isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError):
                 response.cancel()
             raise _as_tide_error(error, self._lease) from error
         finally:
             with self._lock:
                 self._waiting.discard(response)
+
+    def _sent(self, method: str, *arguments: object) -> Any:
+        try:
+            response = getattr(self._found(), method).remote(*arguments)
+        except Exception as error:
+            raise _as_tide_error(error, self._lease) from error
+        with self._lock:
+            self._waiting.add(response)
+        return response
 
     def _found(self) -> Any:
         """The handle. It is looked for at each attempt until the application is there."""

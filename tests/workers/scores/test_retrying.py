@@ -32,6 +32,19 @@ RESPONSE = ScoreResponse(
 FAST = RetryPolicy(deadline_seconds=0.5, first_backoff_seconds=0.001, longest_backoff_seconds=0.01)
 
 
+class Begun:
+    """An attempt that asks when it is waited for."""
+
+    def __init__(self, ask: Callable[[ScoreRequest, float], ScoreResponse], request: ScoreRequest) -> None:
+        self.ask, self.request = ask, request
+
+    def result(self, timeout: float) -> ScoreResponse:
+        return self.ask(self.request, timeout)
+
+    def cancel(self) -> None:
+        pass
+
+
 class Scripted:
     """Answers by a script; its last line is repeated."""
 
@@ -39,6 +52,9 @@ class Scripted:
         self.lines = list(lines)
         self.requests: list[ScoreRequest] = []
         self.cancelled = threading.Event()
+
+    def begin(self, request: ScoreRequest) -> Begun:
+        return Begun(self.ask, request)
 
     def ask(self, request: ScoreRequest, timeout: float) -> ScoreResponse:
         self.requests.append(request)
