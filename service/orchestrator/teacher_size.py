@@ -8,7 +8,7 @@ from typing import Any
 
 from service.orchestrator.compute import ClusterResources
 from tide_core.contracts.job import TeacherSpec
-from tide_core.contracts.teacher import TeacherPool
+from tide_core.contracts.teacher import TeacherPool, bits_per_weight
 
 _BYTES_PER_WEIGHT = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -17,6 +17,7 @@ def weight_bytes(teacher: TeacherSpec, *, is_on_gpu: bool) -> int | None:
     """Bytes that the weights of a teacher in a local folder take once loaded; None when that is unknown.
 
     Files hold one precision and replicas may serve another: the size on disk is scaled by the two widths.
+    With quantisation all weights but embedding and LM head take their few bits.
     """
     folder = Path(teacher.model)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -24,10 +25,17 @@ def weight_bytes(teacher: TeacherSpec, *, is_on_gpu: bool) -> int | None:
         return None  # a hub name or a URL: known once it is fetched
     on_disk = sum(file.stat().st_size for file in files)
     served = teacher.dtype if teacher.dtype != "auto" else ("bfloat16" if is_on_gpu else "float32")
-    stored_width = _BYTES_PER_WEIGHT.get(_stored_dtype(folder), 0)
+    config = _config(folder)
+    stored_width = _BYTES_PER_WEIGHT.get(_stored_dtype(config), 0)
     if not stored_width:
-        return on_disk
-    return on_disk * _BYTES_PER_WEIGHT[served] // stored_width
+        return on_disk if teacher.quantisation == "none" else None
+    if teacher.quantisation == "none":
+        return on_disk * _BYTES_PER_WEIGHT[served] // stored_width
+    numbers = on_disk // stored_width
+    whole = min(numbers, _unquantised(config))
+    return int(
+        whole * _BYTES_PER_WEIGHT[served] + (numbers - whole) * bits_per_weight(teacher.quantisation) / 8
+    )
 
 
 def problem(pool: TeacherPool, cluster: ClusterResources) -> str | None:
@@ -48,15 +56,28 @@ def problem(pool: TeacherPool, cluster: ClusterResources) -> str | None:
         return None
     return (
         f"The teacher {pool.teacher.model} needs {_gib(needed)} for its weights, but {where} "
-        f"{_gib(available)}. Use a smaller teacher, a narrower 'teacher.dtype', or larger nodes."
+        f"{_gib(available)}. Use a smaller teacher, a narrower 'teacher.dtype', "
+        "'teacher.quantisation', or larger nodes."
     )
 
 
-def _stored_dtype(folder: Path) -> str:
+def _config(folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        return ""
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _unquantised(config: dict[str, Any]) -> int:
+    """Numbers in embedding and LM head; 0 where the config names no sizes, which the loader will refuse."""
+    rows, width = config.get("vocab_size"), config.get("hidden_size")
+    if not isinstance(rows, int) or not isinstance(width, int):
+        return 0
+    return rows * width * (1 if config.get("tie_word_embeddings") else 2)
+
+
+def _stored_dtype(config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
 
 

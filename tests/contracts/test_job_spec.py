@@ -60,6 +60,7 @@ def test_an_explicit_context_outranks_the_variants() -> None:
         ({"tempo": 1}, "tempo"),
         ({"teacher": {"model": "a", "size": "16B"}}, "size"),
         ({"teacher": {"model": "a", "architecture": "gpt2"}}, "architecture"),
+        ({"teacher": {"model": "a", "quantisation": "int3"}}, "quantisation"),
         ({"student": {}}, "model"),
         ({"student": {"config": {}}}, "tokenizer"),
         ({"data": {"sources": []}}, "sources"),
@@ -81,6 +82,8 @@ def test_jobs_share_a_pool_when_the_teacher_answers_alike() -> None:
     same = pool_for(resolved(seed=3, resources={"teacher_replicas": 2}))
     other = pool_for(resolved(teacher={"model": "/models/teacher", "dtype": "bfloat16"}))
     assert one.application == same.application != other.application
+    kinds = [{"model": "/models/teacher", "quantisation": kind} for kind in ("none", "int8", "int4")]
+    assert len({pool_for(resolved(teacher=teacher)).application for teacher in kinds}) == 3
 
 
 def test_a_control_asks_the_teacher_only_when_it_is_evaluated() -> None:

@@ -26,6 +26,7 @@ from tide_core.contracts.objective import (
 Location = Annotated[str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True)]
 """A folder, a URL that fsspec understands, or a Hugging Face name."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantisation = Literal["none", "int8", "int4"]
 
 
 class TeacherSpec(Contract):
@@ -39,6 +40,9 @@ class TeacherSpec(Contract):
     """Which adapter loads it; `auto` reads `model_type` in its config.json."""
     dtype: Dtype = "auto"
     """Precision of the served weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    quantisation: Quantisation = "none"
+    """Hold the weights of linear layers and experts in 8 or 4 bits (8.5 or 4.5 with their scales), to fit a
+    smaller device. Answers change: it is another teacher; docs/quantised-teachers.md says by how much."""
     attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
     """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
     top_k: int | None = Field(default=None, ge=1, le=65536)

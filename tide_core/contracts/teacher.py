@@ -9,12 +9,25 @@ from typing import Literal
 from pydantic import Field
 
 from tide_core.contracts.base import Contract
-from tide_core.contracts.job import ResolvedJobSpec, TeacherSpec
+from tide_core.contracts.job import Quantisation, ResolvedJobSpec, TeacherSpec
 from tide_core.contracts.objective import needs_teacher
 from tide_core.contracts.states import Phase
 
 TEACHER_DEPLOYMENT = "teacher"
 """Name of the Serve deployment inside a teacher's application."""
+QUANTISATION_BITS = {"int8": 8, "int4": 4}
+"""Bits that a quantised weight takes, without the scale of its group."""
+QUANTISATION_GROUP = 32
+"""Weights that share a scale of 16 bits."""
+
+
+def bits_per_weight(quantisation: Quantisation) -> float:
+    """Bits that a weight takes together with its share of a scale; `none` has no number of its own.
+
+    Raises:
+        KeyError: `none`.
+    """
+    return QUANTISATION_BITS[quantisation] + 16 / QUANTISATION_GROUP
 
 
 class PoolState(StrEnum):
@@ -77,7 +90,7 @@ class TeacherDescription(Contract):
     """What a replica says of itself once its weights are loaded and attested."""
 
     fingerprint: str
-    """Hash over weights, dtype and code version."""
+    """Hash over weights, dtype, quantisation and code version."""
     tokenizer_fingerprint: str
     architecture: str
     vocab_size: int
@@ -85,6 +98,7 @@ class TeacherDescription(Contract):
     mask_token_id: int
     parameters: int
     dtype: Literal["float32", "bfloat16", "float16"]
+    quantisation: Quantisation = "none"
     device: str
     weight_bytes: int
 

@@ -21,12 +21,20 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from tide_core.contracts.errors import CheckpointError, InvalidInputError, ShapeError
+from tide_core.contracts.job import Quantisation
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.configuration import DecoderConfig
 from tide_core.models.headers import CONFIG_NAME, read_config, read_headers
 from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm
-from tide_core.models.loading import DEFAULT_SHARD_BYTES, load_weights, save_sharded, stored_dtype
+from tide_core.models.loading import (
+    DEFAULT_SHARD_BYTES,
+    check_weights,
+    copy_weights,
+    save_sharded,
+    stored_dtype,
+)
 from tide_core.models.mask_token import find_mask_token
+from tide_core.models.quantisation import quantise_layer
 from tide_core.models.rotary import rotary_tables
 
 AttentionMask = (
@@ -49,10 +57,12 @@ class Decoder(nn.Module):
             the embedding's where the configuration ties them.
         activation_checkpointing: recompute each layer in the backward pass instead of keeping its
             activations.
+        quantisation: how the layers' weights are held; ``none`` unless loaded otherwise.
     """
 
     config_type: ClassVar[type[DecoderConfig]]
     architecture_name: ClassVar[str]
+    embedding_key: ClassVar[str]
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -62,6 +72,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.activation_checkpointing = False
+        self.quantisation: Quantisation = "none"
         self._tie()
 
     @abstractmethod
@@ -69,10 +80,26 @@ class Decoder(nn.Module):
         """The layer at an index."""
 
     @abstractmethod
+    def layer_tensors(self, index: int) -> dict[str, Tensor]:
+        """Views of one layer's weights under the genuine checkpoint's keys."""
+
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Views of all weights under the genuine checkpoint's keys; writing to a view writes the
         parameter.
+
+        Raises:
+            InvalidInputError: the model is quantised: the weights of the checkpoint are gone.
         """
+        if self.quantisation != "none":
+            raise InvalidInputError(
+                f"This model holds its weights as {self.quantisation}: load it without quantisation to read, "
+                "save or convert them.",
+                param="quantisation",
+            )
+        tensors = self.head_tensors()
+        for index in range(len(self.layers)):
+            tensors |= self.layer_tensors(index)
+        return tensors
 
     @property
     def vocab_size(self) -> int:
@@ -193,21 +220,42 @@ class Decoder(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        quantisation: Quantisation = "none",
     ) -> DecoderT:
         """A model from a folder with ``config.json`` and safetensors, in evaluation mode.
+
+        Layer after layer is read, and quantised where that is asked: the weights are never held twice, and of
+        a quantised model no more than one layer in full precision.
 
         Args:
             folder: a model folder in the Hugging Face layout.
             dtype: of the weights in memory; without it, as stored.
             device: where the weights go.
+            quantisation: how the layers' weights are held (see ``quantisation.py``); such a model can only
+                be asked, not trained or saved.
 
         Raises:
             CheckpointError: the folder is incomplete, of another architecture, or its weights do not fit.
             TokenizerError: the tokenizer beside it contradicts ``config.json`` about the mask token.
+            InvalidInputError: an unknown quantisation.
+            NonFiniteError: a weight to be quantised holds a NaN or an infinity.
         """
         config = _with_mask_token(cls._as_config(read_config(folder)), folder)
-        model = cls._empty(config, dtype or stored_dtype(read_headers(folder)), device)
-        load_weights(model.checkpoint_tensors(), folder)
+        headers = read_headers(folder)
+        with torch.device("meta"):
+            model = cls(config)
+        model.to(dtype or stored_dtype(headers))
+        check_weights(model.checkpoint_tensors(), headers)
+        for part in (model.embedding, model.norm, *(() if config.tie_word_embeddings else (model.lm_head,))):
+            part.to_empty(device=device)
+        model._tie()
+        copy_weights(model.head_tensors(), headers)
+        for index, layer in enumerate(model.layers):
+            layer.to_empty(device=device)
+            copy_weights(model.layer_tensors(index), headers)
+            if quantisation != "none":
+                quantise_layer(layer, quantisation, f"model.layers.{index}")
+        model.quantisation = quantisation
         return model.eval()
 
     def save_pretrained(
@@ -226,10 +274,10 @@ class Decoder(nn.Module):
         dtype = str(self.dtype).removeprefix("torch.")
         return self.config.to_json() | {"architectures": [self.architecture_name], "torch_dtype": dtype}
 
-    def head_tensors(self, embedding_key: str) -> dict[str, Tensor]:
+    def head_tensors(self) -> dict[str, Tensor]:
         """Embedding, final norm and head (unless tied) by their keys."""
         tensors: dict[str, Tensor] = {
-            embedding_key: self.embedding.weight,
+            self.embedding_key: self.embedding.weight,
             "model.norm.weight": self.norm.weight,
         }
         if not self.config.tie_word_embeddings:

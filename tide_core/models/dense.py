@@ -104,6 +104,7 @@ class DenseDecoder(Decoder):
 
     config_type = DenseConfig
     architecture_name = "DenseDecoder"
+    embedding_key = "model.embed_tokens.weight"
     config: DenseConfig
 
     def build_layer(self, index: int) -> DecoderLayer:
@@ -117,17 +118,17 @@ class DenseDecoder(Decoder):
     def config_json(self) -> dict[str, Any]:
         return super().config_json() | {"architectures": [_architecture(self.config.model_type)]}
 
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        tensors = self.head_tensors("model.embed_tokens.weight")
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
-            assert isinstance(layer.feed_forward, GatedFeedForward)
-            prefix = f"model.layers.{index}."
-            tensors |= _attention_tensors(layer.attention, f"{prefix}self_attn.")
-            tensors |= layer.feed_forward.checkpoint_tensors(f"{prefix}mlp.")
-            tensors[f"{prefix}input_layernorm.weight"] = layer.attention_norm.weight
-            tensors[f"{prefix}post_attention_layernorm.weight"] = layer.feed_forward_norm.weight
-        return tensors
+    def layer_tensors(self, index: int) -> dict[str, Tensor]:
+        layer = self.layers[index]
+        assert isinstance(layer, DecoderLayer)
+        assert isinstance(layer.feed_forward, GatedFeedForward)
+        prefix = f"model.layers.{index}."
+        return {
+            **_attention_tensors(layer.attention, f"{prefix}self_attn."),
+            **layer.feed_forward.checkpoint_tensors(f"{prefix}mlp."),
+            f"{prefix}input_layernorm.weight": layer.attention_norm.weight,
+            f"{prefix}post_attention_layernorm.weight": layer.feed_forward_norm.weight,
+        }
 
 
 def _architecture(model_type: str) -> str:

@@ -14,6 +14,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tide_core.contracts.job import Quantisation
 from tide_core.models.headers import read_config, weight_files
 
 # Raise it with any change that alters what a model computes from the same weights.
@@ -30,12 +31,13 @@ IGNORED_FIELDS = (
 MAX_THREADS = 8
 
 
-def fingerprint(folder: str | os.PathLike[str], dtype: str) -> str:
-    """Hash over the weights' bytes, the configuration, the dtype and the version of this code.
+def fingerprint(folder: str | os.PathLike[str], dtype: str, quantisation: Quantisation = "none") -> str:
+    """Hash over the weights' bytes, the configuration, dtype and quantisation, and the version of this code.
 
     Args:
         folder: a model folder.
         dtype: in which the weights are held when computing, e.g. ``bfloat16``.
+        quantisation: how the layers' weights are held.
 
     Returns:
         64 hexadecimal digits.
@@ -48,6 +50,8 @@ def fingerprint(folder: str | os.PathLike[str], dtype: str) -> str:
     with ThreadPoolExecutor(max_workers=min(len(files), MAX_THREADS)) as pool:
         digests = list(pool.map(_file_digest, files))
     head = {"version": CODE_VERSION, "dtype": dtype, "config": config, "weights": digests}
+    if quantisation != "none":  # so that the fingerprints of whole weights stay what they were
+        head["quantisation"] = quantisation
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 

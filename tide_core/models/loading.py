@@ -64,21 +64,25 @@ def stored_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
     raise CheckpointError(f"No embedding among the keys: expected {' or '.join(EMBEDDING_KEYS)}.")
 
 
-def load_weights(targets: Mapping[str, Tensor], folder: str | os.PathLike[str]) -> None:
-    """Fill ``targets`` (views of parameters by checkpoint key) from a folder's safetensors.
-
-    Raises:
-        CheckpointError: keys are missing, left over or of another shape; all of them are listed.
-    """
-    headers = read_headers(folder)
-    _check_keys(targets, headers, is_tied="lm_head.weight" not in targets)
+def copy_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHeader]) -> None:
+    """Fill ``targets`` (views of parameters by checkpoint key) from the files that the headers name."""
     for file in sorted({headers[key].file for key in targets}):
         with safe_open(file, framework="pt") as stored, torch.no_grad():
             for key in (key for key in targets if headers[key].file == file):
                 targets[key].copy_(stored.get_tensor(key))
 
 
-def _check_keys(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHeader], *, is_tied: bool) -> None:
+def check_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHeader]) -> None:
+    """See that a checkpoint holds a model's weights, before any of them is read.
+
+    Args:
+        targets: the model's tensors by key; their shapes alone count, so they may lie on the meta device.
+        headers: what the checkpoint holds.
+
+    Raises:
+        CheckpointError: keys are missing, left over or of another shape; all of them are listed.
+    """
+    is_tied = "lm_head.weight" not in targets
     missing = sorted(set(targets) - set(headers))
     extra = sorted(key for key in set(headers) - set(targets) if not _may_be_left(key, is_tied=is_tied))
     wrong = [

@@ -9,7 +9,7 @@ Both sort the tokens the same way and give equal numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,7 @@ class Experts(nn.Module):
 
     def __init__(self, experts: int, hidden_size: int, width: int) -> None:
         super().__init__()
+        self.count = experts
         self.width = width
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, hidden_size))
         self.down = nn.Parameter(torch.empty(experts, hidden_size, width))
@@ -100,7 +101,7 @@ class Experts(nn.Module):
         flat = experts.flatten()
         order = flat.argsort(stable=True)
         # Not bincount, whose shape depends on its input and would break a compiled graph.
-        counts = flat.new_zeros(self.gate_up.shape[0]).scatter_add_(0, flat, torch.ones_like(flat))
+        counts = flat.new_zeros(self.count).scatter_add_(0, flat, torch.ones_like(flat))
         rows = tokens[order // chosen]
         outputs = self.grouped(rows, counts) if uses_grouped_product(rows) else self.looped(rows, counts)
         # Undo the sort, so that a token's experts lie together and are summed in a fixed order on every
@@ -114,16 +115,13 @@ class Experts(nn.Module):
         self, rows: Float[Tensor, "row hidden"], counts: Int[Tensor, " expert"]
     ) -> Float[Tensor, "row hidden"]:
         """One pair of matrix products for every expert that has rows; ``rows`` are sorted by expert."""
+        sizes = counts.tolist()
+        used = [expert for expert, size in enumerate(sizes) if size]
+        parts = rows.split_with_sizes([sizes[expert] for expert in used]) if used else ()
         outputs = []
-        # Taken apart at once: an index into the stack would have a gradient of the whole stack's size, each
-        # time.
-        stacks = zip(
-            rows.split_with_sizes(counts.tolist()), self.gate_up.unbind(), self.down.unbind(), strict=True
-        )
-        for part, gate_up, down in stacks:
-            if len(part):
-                gate, up = functional.linear(part, gate_up).chunk(2, dim=-1)
-                outputs.append(functional.linear(functional.silu(gate) * up, down))
+        for part, (gate_up, down) in zip(parts, self.matrices(used, rows.dtype), strict=True):
+            gate, up = functional.linear(part, gate_up).chunk(2, dim=-1)
+            outputs.append(functional.linear(functional.silu(gate) * up, down))
         return torch.cat(outputs) if outputs else rows
 
     def grouped(
@@ -131,12 +129,21 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "row hidden"]:
         """Two grouped matrix products over all experts at once; ``rows`` are sorted by expert."""
         ends = counts.cumsum(0).to(torch.int32)
-        gate_up = functional.grouped_mm(rows, self.gate_up.to(rows.dtype).transpose(1, 2), offs=ends)
-        gate, up = gate_up.chunk(2, dim=-1)
-        product: Tensor = functional.grouped_mm(
-            functional.silu(gate) * up, self.down.to(rows.dtype).transpose(1, 2), offs=ends
-        )
+        gate_up, down = self.stacks(rows.dtype)
+        gate, up = functional.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        product: Tensor = functional.grouped_mm(functional.silu(gate) * up, down.transpose(1, 2), offs=ends)
         return product
+
+    def matrices(self, used: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """``gate_up`` and ``down`` of the experts in ``used``, one after the other."""
+        # Taken apart at once: an index into the stack would have a gradient of the whole stack's size, each
+        # time. Under autocast the products choose the dtype themselves.
+        gate_ups, downs = self.gate_up.unbind(), self.down.unbind()
+        return ((gate_ups[expert], downs[expert]) for expert in used)
+
+    def stacks(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``gate_up`` and ``down`` of all experts in ``dtype``."""
+        return self.gate_up.to(dtype), self.down.to(dtype)
 
 
 def uses_grouped_product(rows: Float[Tensor, "row hidden"]) -> bool:
@@ -171,7 +178,7 @@ class MixtureFeedForward(nn.Module):
             f"{prefix}gate.expert_bias": self.router.expert_bias,
         }
         width = self.experts.width
-        for expert in range(self.experts.gate_up.shape[0]):
+        for expert in range(self.experts.count):
             name = f"{prefix}experts.{expert}."
             tensors[f"{name}gate_proj.weight"] = self.experts.gate_up[expert, :width]
             tensors[f"{name}up_proj.weight"] = self.experts.gate_up[expert, width:]

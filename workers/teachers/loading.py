@@ -12,9 +12,8 @@ from tide_core.alignment.boundaries import begins_pretoken
 from tide_core.alignment.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherDescription
-from tide_core.models.decoder import Decoder
 from tide_core.models.fingerprint import fingerprint
-from tide_core.models.headers import weight_bytes
+from tide_core.models.quantisation import memory_bytes, parameter_count
 from tide_core.models.teachers.adapter import architecture_of, load_teacher
 from workers.storage import materialise_model
 from workers.teachers.engine import EngineSettings, TeacherEngine
@@ -73,18 +72,20 @@ def load_for_serving(
         architecture=teacher.architecture,
         dtype=cast(torch.dtype, getattr(torch, dtype)),
         device=device,
+        quantisation=teacher.quantisation,
     )
     description = TeacherDescription(
-        fingerprint=fingerprint(folder, dtype),
+        fingerprint=fingerprint(folder, dtype, teacher.quantisation),
         tokenizer_fingerprint=tokenizer_fingerprint(folder),
         architecture=architecture_of(folder),
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
         mask_token_id=model.mask_token_id,
-        parameters=_parameters(model),
+        parameters=parameter_count(model),
         dtype=dtype,
+        quantisation=teacher.quantisation,
         device=str(device),
-        weight_bytes=weight_bytes(folder, dtype),
+        weight_bytes=memory_bytes(model),
     )
     engine = TeacherEngine(
         model,
@@ -94,8 +95,3 @@ def load_for_serving(
         begins_pretoken=begins_pretoken(tokenizer, model.vocab_size),
     )
     return LoadedTeacher(engine, description, tokenizer)
-
-
-def _parameters(model: Decoder) -> int:
-    """Numbers in the weights, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -6,14 +6,18 @@ import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 
 from service.orchestrator import pools, teacher_size
 from service.orchestrator.compute import ApplicationState, ApplicationStatus, ClusterResources
 from service.orchestrator.pools import PoolSnapshot
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import PoolState, TeacherPool
+from tide_core.models.quantisation import memory_bytes
+from tide_core.models.teachers.adapter import load_teacher
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LINGER = timedelta(minutes=5)
@@ -120,6 +124,39 @@ class TestSize:
     ) -> None:
         teacher = self.write(tmp_path / "t", 1000, stored).model_copy(update={"dtype": served})
         assert teacher_size.weight_bytes(teacher, is_on_gpu=is_on_gpu) == 1000 * factor
+
+    @pytest.mark.parametrize(
+        ("quantisation", "served", "is_tied", "expected"),
+        [
+            # 500 numbers on disk in bfloat16, 100 or 200 of them in embedding and head.
+            ("int8", "auto", True, 100 * 4 + 400 * 8.5 / 8),
+            ("int8", "bfloat16", False, 200 * 2 + 300 * 8.5 / 8),
+            ("int4", "auto", False, 200 * 4 + 300 * 4.5 / 8),
+        ],
+    )
+    def test_quantised_layers_take_their_bits(
+        self, tmp_path: Path, quantisation: str, served: str, is_tied: bool, expected: float
+    ) -> None:
+        teacher = self.write(tmp_path / "t", 1000).model_copy(
+            update={"dtype": served, "quantisation": quantisation}
+        )
+        sizes = {"vocab_size": 10, "hidden_size": 10, "tie_word_embeddings": is_tied}
+        (tmp_path / "t" / "config.json").write_text(json.dumps(sizes | {"dtype": "bfloat16"}))
+        assert teacher_size.weight_bytes(teacher, is_on_gpu=False) == int(expected)
+        (tmp_path / "t" / "config.json").write_text(json.dumps(sizes))
+        assert teacher_size.weight_bytes(teacher, is_on_gpu=False) is None
+
+    @pytest.mark.parametrize("name", ["teacher_dense", "teacher_moe"])
+    @pytest.mark.parametrize("quantisation", ["none", "int8", "int4"])
+    def test_the_estimate_is_what_a_teacher_takes(
+        self, name: str, quantisation: Literal["none", "int8", "int4"]
+    ) -> None:
+        """Short by norms, router and the padding of rows, which are a few per cent of a teacher so small."""
+        folder = Path(__file__).parents[3] / "workers/demo/assets" / name
+        teacher = TeacherSpec(model=str(folder), quantisation=quantisation)
+        model = load_teacher(folder, dtype=torch.float32, quantisation=quantisation)
+        estimate = teacher_size.weight_bytes(teacher, is_on_gpu=False)
+        assert estimate == pytest.approx(memory_bytes(model), rel=0.05)
 
     def test_too_large_for_the_largest_node(self, tmp_path: Path) -> None:
         teacher = self.write(tmp_path / "t", 5 * GIB)

@@ -1,15 +1,28 @@
 """A teacher folder becomes an engine with a truthful description."""
 
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 
-from tide_core.contracts.errors import CheckpointError, InvalidInputError, TokenizerError
+from tide_core.contracts.errors import (
+    CheckpointError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    TokenizerError,
+)
 from tide_core.contracts.job import TeacherSpec
+from tide_core.contracts.scores import ScoreRequest
+from workers.teachers.attestation import Attestor, golden_requests
 from workers.teachers.loading import load_for_serving
 from workers.teachers.tiny import MASK_ID, VOCAB_SIZE, write_tiny_teacher
+
+RequestMaker = Callable[..., ScoreRequest]
 
 
 @pytest.mark.parametrize("architecture", ["llada2_moe", "wedlm"])
@@ -28,6 +41,35 @@ def test_the_description_is_of_the_folder(tmp_path: Path, architecture: str) -> 
     again.engine.close()
     assert again.description.fingerprint != description.fingerprint
     assert again.description.tokenizer_fingerprint == description.tokenizer_fingerprint
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+@pytest.mark.parametrize("architecture", ["llada2_moe", "wedlm"])
+def test_a_quantised_teacher_serves_as_another_and_smaller_one(
+    tmp_path: Path, make_request: RequestMaker, architecture: str, quantisation: Literal["int8", "int4"]
+) -> None:
+    folder = write_tiny_teacher(tmp_path / "teacher", architecture)
+    whole = load_for_serving(TeacherSpec(model=str(folder)), threads=1)
+    spec = TeacherSpec(model=str(folder), quantisation=quantisation)
+    small = load_for_serving(spec, threads=1)
+    try:
+        assert small.description.quantisation == quantisation
+        assert small.description.fingerprint != whole.description.fingerprint
+        assert small.description.parameters == whole.description.parameters
+        assert small.description.weight_bytes < 0.7 * whole.description.weight_bytes
+        Attestor(small.engine, golden_requests(small.tokenizer), small.description.dtype).attest()
+        request = make_request([40, 17, 33], views=2)
+        exact, answer = (one.engine.submit(request).result(60) for one in (whole, small))
+        assert answer.fingerprint == small.description.fingerprint
+        assert np.isfinite(answer.values).all()
+        error = np.abs(answer.values - exact.values).mean()
+        assert 0 < error < {"int8": 0.1, "int4": 1.0}[quantisation]
+        wrong = dataclasses.replace(request, fingerprint=whole.description.fingerprint)
+        with pytest.raises(FingerprintMismatchError):
+            small.engine.submit(wrong)
+    finally:
+        whole.engine.close()
+        small.engine.close()
 
 
 def test_folders_that_cannot_serve_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.job import Quantisation
 from tide_core.models.decoder import AttentionMask, Decoder
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.headers import read_config
@@ -79,6 +80,7 @@ def load_teacher(
     architecture: str = AUTO,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    quantisation: Quantisation = "none",
 ) -> Decoder:
     """A frozen teacher from a local model folder.
 
@@ -87,10 +89,13 @@ def load_teacher(
         architecture: one of ``ARCHITECTURES``, or ``auto`` for what ``config.json`` says.
         dtype: of the weights in memory; without it, as stored.
         device: where the weights go.
+        quantisation: how the layers' weights are held: ``none``, ``int8`` or ``int4``.
 
     Raises:
         CheckpointError: unknown or contradicting architecture, or weights that do not fit.
         TokenizerError: the tokenizer and ``config.json`` disagree about the mask token.
+        InvalidInputError: an unknown quantisation.
+        NonFiniteError: a weight to be quantised holds a NaN or an infinity.
     """
     found = architecture_of(folder)
     if architecture not in (AUTO, found):
@@ -100,5 +105,7 @@ def load_teacher(
             code="unknown_architecture" if architecture not in ARCHITECTURES else "architecture_mismatch",
             param="architecture",
         )
-    model = ARCHITECTURES[found].from_pretrained(folder, dtype=dtype, device=device)
+    model = ARCHITECTURES[found].from_pretrained(
+        folder, dtype=dtype, device=device, quantisation=quantisation
+    )
     return model.requires_grad_(False)

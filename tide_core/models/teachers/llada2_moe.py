@@ -98,6 +98,7 @@ class LLaDA2MoeModel(Decoder):
 
     config_type = LLaDA2MoeConfig
     architecture_name = "LLaDA2MoeModelLM"
+    embedding_key = "model.word_embeddings.weight"
     config: LLaDA2MoeConfig
 
     def build_layer(self, index: int) -> DecoderLayer:
@@ -115,17 +116,17 @@ class LLaDA2MoeModel(Decoder):
             ),
         )
 
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        tensors = self.head_tensors("model.word_embeddings.weight")
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
-            assert isinstance(layer.feed_forward, GatedFeedForward | MixtureFeedForward)
-            prefix = f"model.layers.{index}."
-            tensors |= _attention_tensors(layer.attention, f"{prefix}attention.")
-            tensors |= layer.feed_forward.checkpoint_tensors(f"{prefix}mlp.")
-            tensors[f"{prefix}input_layernorm.weight"] = layer.attention_norm.weight
-            tensors[f"{prefix}post_attention_layernorm.weight"] = layer.feed_forward_norm.weight
-        return tensors
+    def layer_tensors(self, index: int) -> dict[str, Tensor]:
+        layer = self.layers[index]
+        assert isinstance(layer, DecoderLayer)
+        assert isinstance(layer.feed_forward, GatedFeedForward | MixtureFeedForward)
+        prefix = f"model.layers.{index}."
+        return {
+            **_attention_tensors(layer.attention, f"{prefix}attention."),
+            **layer.feed_forward.checkpoint_tensors(f"{prefix}mlp."),
+            f"{prefix}input_layernorm.weight": layer.attention_norm.weight,
+            f"{prefix}post_attention_layernorm.weight": layer.feed_forward_norm.weight,
+        }
 
 
 def _attention_tensors(attention: Attention, prefix: str) -> dict[str, Tensor]:
