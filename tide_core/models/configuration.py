@@ -42,6 +42,9 @@ SILENT_FIELDS = frozenset(
         "transformers_version",
         "use_cache",
         "use_sliding_window",
+        "norm_head",
+        "moe_router_enable_expert_bias",
+        "moe_shared_expert_intermediate_size",
     }
 )
 
@@ -94,11 +97,19 @@ class DecoderConfig:
                 "number between 2 and all of them is needed.",
                 param="partial_rotary_factor",
             )
-        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
-            raise CheckpointError(
-                f"mask_token_id {self.mask_token_id} lies outside the vocabulary of {self.vocab_size}.",
-                param="mask_token_id",
-            )
+        self._check_token_ids()
+
+    def _check_token_ids(self) -> None:
+        for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) else [] if value is None else [value]:
+                # Llama's files name -1 for padding, which means that there is none.
+                is_absent = name == "pad_token_id" and token == -1
+                if not is_absent and not 0 <= token < self.vocab_size:
+                    raise CheckpointError(
+                        f"{name} {token} lies outside the vocabulary of {self.vocab_size} (vocab_size).",
+                        param=name,
+                    )
 
     @property
     def rotated_dim(self) -> int:
@@ -125,13 +136,15 @@ class DecoderConfig:
         if values.get("head_dim") is None:
             values["head_dim"] = _default_head_dim(payload)
         try:
-            return TypeAdapter(cls).validate_python(values)
+            config = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
             raise CheckpointError(
                 "config.json does not describe this architecture. " + "; ".join(problems) + ".",
                 param=".".join(map(str, error.errors()[0]["loc"])),
             ) from error
+        _refuse_contradictions(payload, config)
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """The fields of a ``config.json``; ``from_json`` reads them back to an equal configuration."""
@@ -150,6 +163,23 @@ def _default_head_dim(payload: dict[str, Any]) -> int | None:
             param="head_dim",
         )
     return hidden // heads
+
+
+def _refuse_contradictions(payload: dict[str, Any], config: DecoderConfig) -> None:
+    """Fields that say the same as others, in genuine files, and must not say something else."""
+    layer_types = payload.get("layer_types")
+    if layer_types is not None and len(layer_types) != config.num_hidden_layers:
+        raise CheckpointError(
+            f"layer_types names {len(layer_types)} layers, num_hidden_layers {config.num_hidden_layers}.",
+            param="layer_types",
+        )
+    rotary_dim = payload.get("rotary_dim")
+    if rotary_dim is not None and rotary_dim != config.rotated_dim:
+        raise CheckpointError(
+            f"rotary_dim is {rotary_dim}, but partial_rotary_factor {config.rotary.partial_factor:g} of "
+            f"head_dim {config.head_dim} is {config.rotated_dim}.",
+            param="rotary_dim",
+        )
 
 
 def _refuse_unsupported(payload: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from tide_core.models.headers import CONFIG_NAME, read_config, read_headers
 from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm
 from tide_core.models.loading import (
     DEFAULT_SHARD_BYTES,
+    check_tied_head,
     check_weights,
     copy_weights,
     save_sharded,
@@ -246,6 +247,8 @@ class Decoder(nn.Module):
             model = cls(config)
         model.to(dtype or stored_dtype(headers))
         check_weights(model.checkpoint_tensors(), headers)
+        if config.tie_word_embeddings:
+            check_tied_head(headers, cls.embedding_key)
         for part in (model.embedding, model.norm, *(() if config.tie_word_embeddings else (model.lm_head,))):
             part.to_empty(device=device)
         model._tie()

@@ -87,6 +87,7 @@ def check_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHea
     extra = sorted(key for key in set(headers) - set(targets) if not _may_be_left(key, is_tied=is_tied))
     wrong = [
         f"{key} is {list(headers[key].shape)}, the configuration asks for {list(target.shape)}"
+        + (f" (vocab_size {target.shape[0]})" if key in (*EMBEDDING_KEYS, *HEAD_KEYS) else "")
         for key, target in targets.items()
         if key in headers and headers[key].shape != tuple(target.shape)
     ]
@@ -104,6 +105,28 @@ def check_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHea
             "The weights do not fit config.json. " + "; ".join(parts) + ".",
             param=(missing or extra or [wrong[0].split(" ")[0] if wrong else ""])[0],
         )
+
+
+def check_tied_head(headers: Mapping[str, TensorHeader], embedding_key: str) -> None:
+    """See that a head stored beside an embedding that it is tied to holds the same numbers.
+
+    Some tools write the head once more; but where it differs the file is of an untied model, and dropping it
+    would change every logit.
+
+    Raises:
+        CheckpointError: it differs.
+    """
+    for key in (key for key in HEAD_KEYS if key in headers):
+        with (
+            safe_open(headers[key].file, framework="pt") as head,
+            safe_open(headers[embedding_key].file, framework="pt") as embedding,
+        ):
+            if not torch.equal(head.get_tensor(key), embedding.get_tensor(embedding_key)):
+                raise CheckpointError(
+                    f"config.json ties the LM head to the embedding (tie_word_embeddings), but {key} holds "
+                    f"other values than {embedding_key}: set it to false, or remove {key}.",
+                    param="tie_word_embeddings",
+                )
 
 
 def _may_be_left(key: str, *, is_tied: bool) -> bool:

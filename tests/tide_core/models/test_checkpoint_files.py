@@ -67,12 +67,33 @@ def test_what_other_tools_leave_in_a_file_is_no_error(dense_config: Make, tmp_pa
     model = DenseDecoder.from_config(dense_config("llama"))
     model.save_pretrained(tmp_path)
     extra = {
-        "lm_head.weight": torch.zeros(97, 32),
+        "lm_head.weight": model.embedding.weight.detach().clone(),
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
     }
     rewrite(tmp_path, lambda tensors: tensors.update(extra))
     loaded = DenseDecoder.from_pretrained(tmp_path)
     assert torch.equal(loaded.lm_head.weight, model.embedding.weight)
+
+
+def test_a_tied_head_with_values_of_its_own_is_refused(dense_config: Make, tmp_path: Path) -> None:
+    model = DenseDecoder.from_config(dense_config("llama"))
+    model.save_pretrained(tmp_path)
+    other = model.embedding.weight.detach().clone()
+    other[3, 4] += 1
+    rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": other}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight holds other values") as caught:
+        DenseDecoder.from_pretrained(tmp_path)
+    assert caught.value.param == "tie_word_embeddings"
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen2", "wedlm", "a2d-qwen3"])
+def test_a_vocabulary_of_another_size_is_named(dense_config: Make, tmp_path: Path, model_type: str) -> None:
+    DenseDecoder.from_config(dense_config(model_type)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 98}))
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight is \[97, 32\].*vocab_size 98") as caught:
+        DenseDecoder.from_pretrained(tmp_path)
+    assert caught.value.param == "model.embed_tokens.weight"
 
 
 def test_shards_hold_what_the_index_says(folder: Path) -> None:

@@ -11,14 +11,27 @@ from tide_core.models.dense import DenseConfig
 from tide_core.models.rotary import LinearScaling, Llama3Scaling
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeConfig
 
+DENSE = ["qwen3", "qwen2", "llama", "wedlm", "a2d-qwen3", "a2d-qwen2", "a2d-llama"]
 
-def test_unknown_fields_are_logged_and_left(dense_config: Callable[..., DenseConfig]) -> None:
+
+@pytest.mark.parametrize("model_type", DENSE)
+def test_unknown_fields_are_logged_and_left(
+    dense_config: Callable[..., DenseConfig], model_type: str
+) -> None:
     with capture_logs() as logs:
-        config = dense_config(novelty=3, architectures=["X"])
-    assert config == dense_config()
+        config = dense_config(model_type, novelty=3, architectures=["X"])
+    assert config == dense_config(model_type)
+    assert [(entry["model_type"], entry["fields"]) for entry in logs] == [(model_type, ["novelty"])]
+
+
+def test_unknown_fields_of_a_mixture_are_logged_and_left(moe_config: Callable[..., LLaDA2MoeConfig]) -> None:
+    with capture_logs() as logs:
+        config = moe_config(novelty=3, router_dtype="fp32")
+    assert config == moe_config()
     assert [entry["fields"] for entry in logs] == [["novelty"]]
 
 
+@pytest.mark.parametrize("model_type", DENSE)
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -27,7 +40,14 @@ def test_unknown_fields_are_logged_and_left(dense_config: Callable[..., DenseCon
         ({"hidden_size": 0}, "hidden_size"),
         ({"hidden_size": "many"}, "hidden_size"),
         ({"hidden_size": 30, "head_dim": None}, "head_dim"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"head_dim": 0}, "head_dim"),
         ({"mask_token_id": 97}, "mask_token_id"),
+        ({"eos_token_id": [1, 97]}, "eos_token_id"),
+        ({"bos_token_id": -1}, "bos_token_id"),
+        ({"pad_token_id": 97}, "pad_token_id"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ({"rotary_dim": 4}, "rotary_dim"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"use_sliding_window": True}, "layer_types"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
@@ -39,9 +59,9 @@ def test_unknown_fields_are_logged_and_left(dense_config: Callable[..., DenseCon
     ],
 )
 def test_contradictions_are_refused_by_field(
-    dense_config: Callable[..., DenseConfig], changes: dict[str, Any], param: str
+    dense_config: Callable[..., DenseConfig], changes: dict[str, Any], param: str, model_type: str
 ) -> None:
-    fields = dense_config().to_json() | changes
+    fields = dense_config(model_type).to_json() | changes
     with pytest.raises(CheckpointError) as caught:
         DenseConfig.from_json({name: value for name, value in fields.items() if value is not None})
     assert caught.value.param == param
@@ -59,11 +79,27 @@ def test_a_missing_field_is_named(dense_config: Callable[..., DenseConfig]) -> N
     [
         ({"n_group": 3}, "n_group"),
         ({"topk_group": 5}, "topk_group"),
+        ({"topk_group": 0}, "topk_group"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
+        ({"num_experts_per_tok": 17, "n_group": 1, "topk_group": 1}, "num_experts_per_tok"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok"),
+        ({"num_experts": 0}, "n_group"),
+        ({"first_k_dense_replace": 4}, "first_k_dense_replace"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        ({"rotary_dim": 12}, "rotary_dim"),
+        ({"norm_head": True}, "norm_head"),
+        ({"moe_router_enable_expert_bias": False}, "moe_router_enable_expert_bias"),
+        ({"moe_shared_expert_intermediate_size": 11}, "moe_shared_expert_intermediate_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"hidden_size": 26, "head_dim": None}, "head_dim"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling"),
+        ({"eos_token_id": 89}, "eos_token_id"),
+        ({"mask_token_id": 89}, "mask_token_id"),
         ({"score_function": "softmax"}, "score_function"),
     ],
 )
-def test_impossible_routing_is_refused(
+def test_contradictions_of_a_mixture_are_refused_by_field(
     moe_config: Callable[..., LLaDA2MoeConfig], changes: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -71,13 +107,15 @@ def test_impossible_routing_is_refused(
     assert caught.value.param == param
 
 
-@pytest.mark.parametrize(
-    "model_type", ["qwen3", "qwen2", "llama", "wedlm", "a2d-qwen3", "a2d-qwen2", "a2d-llama"]
-)
+@pytest.mark.parametrize("model_type", DENSE)
 def test_json_round_trip(dense_config: Callable[..., DenseConfig], model_type: str) -> None:
     config = dense_config(model_type, eos_token_id=[1, 2], qk_norm=True, attention_bias=True, mlp_bias=True)
     assert DenseConfig.from_json(config.to_json()) == config
     assert config.family in model_type
+
+
+def test_llamas_absent_padding_is_none(dense_config: Callable[..., DenseConfig]) -> None:
+    assert dense_config("llama", pad_token_id=-1).pad_token_id == -1
 
 
 def test_rotary_scalings_round_trip(dense_config: Callable[..., DenseConfig]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
-from tide_core.models.configuration import DecoderConfig
+from tide_core.models.configuration import ConfigT, DecoderConfig
 from tide_core.models.decoder import Decoder
 from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
 from tide_core.models.mixture import MixtureFeedForward, RoutingRule
@@ -51,6 +52,11 @@ class LLaDA2MoeConfig(DecoderConfig):
                 f"score_function {self.score_function!r} is not supported: LLaDA2 routes by sigmoid.",
                 param="score_function",
             )
+        if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
+            raise CheckpointError(
+                f"first_k_dense_replace is {self.first_k_dense_replace}, of {self.num_hidden_layers} layers.",
+                param="first_k_dense_replace",
+            )
         if self.num_experts < 1 or self.n_group < 1 or self.num_experts % self.n_group:
             raise CheckpointError(
                 f"{self.num_experts} experts do not divide into {self.n_group} groups.", param="n_group"
@@ -66,6 +72,27 @@ class LLaDA2MoeConfig(DecoderConfig):
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but the kept groups hold {available}.",
                 param="num_experts_per_tok",
             )
+
+    @classmethod
+    def from_json(cls: type[ConfigT], payload: dict[str, Any]) -> ConfigT:
+        # What this family's files may switch to a computation that is not LLaDA2's.
+        for name, only in (("norm_head", False), ("moe_router_enable_expert_bias", True)):
+            if payload.get(name, only) is not only:
+                raise CheckpointError(
+                    f"{name} {payload[name]!r} is not supported: LLaDA2 has {str(only).lower()}.", param=name
+                )
+        config = super().from_json(payload)
+        width, shared = (
+            payload.get("moe_shared_expert_intermediate_size"),
+            payload.get("moe_intermediate_size"),
+        )
+        if width is not None and width != shared:
+            raise CheckpointError(
+                f"moe_shared_expert_intermediate_size {width} differs from moe_intermediate_size {shared}: "
+                "shared experts are as wide as the routed ones.",
+                param="moe_shared_expert_intermediate_size",
+            )
+        return config
 
     @property
     def attention_shape(self) -> AttentionShape:
