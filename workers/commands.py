@@ -71,7 +71,11 @@ def sample(
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A causal Qwen3, Qwen2 or Llama model; with --from-config a config.json.")
+        str,
+        typer.Argument(
+            help="A causal Qwen3, Qwen2 or Llama model, a student, or a model of the dLLM tools; with "
+            "--from-config a config.json."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     *,
@@ -89,9 +93,19 @@ def convert(
     block_size: Annotated[
         int | None, typer.Option(help="Noted in the student's config for samplers.")
     ] = None,
+    to: Annotated[
+        str,
+        typer.Option(help="Layout to write: student (Tide's), or dllm (the a2d models of the dLLM tools)."),
+    ] = "student",
+    state: Annotated[
+        str | None,
+        typer.Option(help="Training state (.../step-00000100) whose weights replace the source's."),
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help=OUTPUT_HELP)] = "text",
 ) -> None:
-    """Make a block-diffusion student out of a causal checkpoint, or a fresh one from a config."""
+    """Make a block-diffusion student out of a causal checkpoint, or a fresh one from a config; or rewrite a
+    student for the dLLM tools (--to dllm) and back.
+    """
     with clear_errors(output):
         from workers.conversion import ConversionRequest, convert_model
 
@@ -105,6 +119,8 @@ def convert(
                 tokenizer=tokenizer,
                 seed=seed,
                 block_size=block_size,
+                layout=to,
+                state=state,
             )
         )
         typer.echo(json.dumps(report.to_json()) if output == "json" else report.summary())

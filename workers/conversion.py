@@ -1,22 +1,25 @@
-"""``tide convert``: a causal checkpoint, or a config, to a block-diffusion student's folder."""
+"""``tide convert``: a causal checkpoint, a config or a training state to a block-diffusion student's folder,
+in our layout or in that of the dLLM tools.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from tide_core.contracts.errors import InvalidInputError
-from tide_core.models.conversion import convert, initialise
+from tide_core.models.conversion import Layout, convert, initialise
 from tide_core.models.headers import read_config, read_json
 from tide_core.models.student import BlockDiffusionStudent
 from workers.storage import materialise_model
+from workers.student.checkpoint import load_state_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionRequest:
     """What to convert; ``source`` is a model's location, or with ``is_from_config`` a ``config.json`` or its
-    folder.
+    folder. ``state`` is a training state whose weights go in the place of the source's.
     """
 
     source: str
@@ -26,6 +29,8 @@ class ConversionRequest:
     tokenizer: str | None = None
     seed: int = 0
     block_size: int | None = None
+    layout: str = "student"
+    state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,13 @@ def convert_model(request: ConversionRequest) -> ConversionReport:
     Raises:
         InvalidInputError: options that do not go together, or a source that does not exist.
         CheckpointError: the source cannot become a student.
-        TokenizerError: no mask token, and none is to be added.
+        TokenizerError: no mask token, and none is to be added; or one that does not fit the layout.
         ConflictError: the target exists.
     """
+    if request.layout not in get_args(Layout):
+        raise InvalidInputError(
+            f"--to takes {' or '.join(get_args(Layout))}, not {request.layout!r}.", param="layout"
+        )
     student = _initialised(request) if request.is_from_config else _converted(request)
     return ConversionReport(
         target=str(request.target),
@@ -74,13 +83,23 @@ def _converted(request: ConversionRequest) -> BlockDiffusionStudent:
         raise InvalidInputError(
             "--tokenizer goes with --from-config: a model brings its own.", param="tokenizer"
         )
-    folder = materialise_model(request.source)
+    state = request.state
     return convert(
-        folder, request.target, add_mask_token=request.adds_mask_token, block_size=request.block_size
+        materialise_model(request.source),
+        request.target,
+        add_mask_token=request.adds_mask_token,
+        block_size=request.block_size,
+        layout=cast(Layout, request.layout),
+        fill=None if state is None else lambda student: load_state_weights(state, student),
     )
 
 
 def _initialised(request: ConversionRequest) -> BlockDiffusionStudent:
+    if request.state is not None or request.layout != "student":
+        raise InvalidInputError(
+            "--from-config makes fresh weights in Tide's own layout: leave out --state and --to.",
+            param="state" if request.state is not None else "layout",
+        )
     source = Path(request.source)
     config = read_json(source) if source.is_file() else read_config(source)
     if request.block_size is not None:

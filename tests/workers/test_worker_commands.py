@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from tokenizers import Tokenizer
 from typer.testing import CliRunner, Result
 
 from tide_core.models.conversion import initialise
 from tide_core.models.dense import DenseDecoder
+from tide_core.models.student import BlockDiffusionStudent
 from tide_core.samplers.settings import CommittedTokens
 from workers import commands
 from workers.sampling import _TextStream
+from workers.student.checkpoint import CheckpointStore, TrainingState
 
 CONFIG = {
     "model_type": "qwen3",
@@ -107,6 +110,37 @@ def test_conversion_of_a_causal_model(qwen_folder: Path, tmp_path: Path) -> None
     assert "exists already" in again.stderr
 
 
+def test_a_student_goes_to_the_dllm_tools_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert run("convert", checkpoint, there, "--to", "dllm").exit_code == 0
+    assert run("convert", there, back).exit_code == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (back / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_a_training_state_becomes_a_model(checkpoint: Path, tmp_path: Path) -> None:
+    student = BlockDiffusionStudent.from_pretrained(checkpoint)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.1)
+    student(torch.arange(8).view(1, 8)).square().sum().backward()
+    optimizer.step()
+    saved = CheckpointStore(str(tmp_path / "states"), keep=1).save(
+        student, optimizer, TrainingState(step=3, total_steps=9, spec_digest="x")
+    )
+    options = ("--state", saved.location, "--to", "dllm", "-o", "json")
+    done = run("convert", checkpoint, tmp_path / "there", *options)
+    assert done.exit_code == 0, done.output
+    found = BlockDiffusionStudent.from_pretrained(tmp_path / "there")
+    before = BlockDiffusionStudent.from_pretrained(checkpoint).checkpoint_tensors()
+    for key, tensor in student.checkpoint_tensors().items():
+        assert torch.equal(found.checkpoint_tensors()[key], tensor)
+        assert not torch.equal(before[key], tensor)
+    assert "weights of a training state" in (tmp_path / "there" / "README.md").read_text()
+    (Path(saved.location) / "model.safetensors").write_bytes(b"junk")
+    assert (
+        "training state" in run("convert", checkpoint, tmp_path / "again", "--state", saved.location).stderr
+    )
+
+
 def test_conversion_from_a_config(qwen_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 700}))
     options = ("--from-config", "--tokenizer", qwen_folder, "--seed", "3", "--block-size", "4")
@@ -128,6 +162,10 @@ def test_conversion_from_a_config(qwen_folder: Path, tmp_path: Path) -> None:
         (("sample", "CHECKPOINT", "Hi", "-o", "json", "--stream"), "--stream"),
         (("convert", "CHECKPOINT", "TARGET", "--tokenizer", "x"), "--from-config"),
         (("convert", "/nowhere", "TARGET"), "/nowhere"),
+        (("convert", "CHECKPOINT", "TARGET", "--to", "onnx"), "student or dllm"),
+        (("convert", "CHECKPOINT", "TARGET", "--from-config", "--to", "dllm"), "leave out"),
+        (("convert", "CHECKPOINT", "TARGET", "--state", "/nowhere/step-00000001"), "training state"),
+        (("convert", "CHECKPOINT", "TARGET", "--state", "CHECKPOINT"), "training state"),
     ],
 )
 def test_mistakes_get_one_line_and_no_trace(

@@ -1,26 +1,32 @@
 """Causal checkpoint to block-diffusion student ("A2D"): the weights stay as they are, the causal mask
-goes.
+goes. And a student's folder to that of the dLLM tools and back, which changes no weight either.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tide_core.contracts.errors import CheckpointError, ConflictError
 from tide_core.models.dense import STUDENT_PREFIX
-from tide_core.models.export import ModelCard, copy_tokenizer
+from tide_core.models.dllm_layout import fit_tokenizer
+from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer
 from tide_core.models.headers import read_config
 from tide_core.models.mask_token import MaskToken, append_mask_token, find_mask_token, require_mask_token
 from tide_core.models.student import BlockDiffusionStudent
 
 CAUSAL_FAMILIES = ("qwen3", "qwen2", "llama")
+Layout = Literal["student", "dllm"]
+"""``student``: what jobs and ``tide sample`` take; ``dllm``: what the dLLM tools load, and jobs too."""
+Fill = Callable[[BlockDiffusionStudent], None]
+"""Puts other weights into a student."""
 
 
 def student_config(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,27 +52,41 @@ def convert(
     *,
     add_mask_token: bool = False,
     block_size: int | None = None,
+    layout: Layout = "student",
+    fill: Fill | None = None,
 ) -> BlockDiffusionStudent:
-    """Make a student folder out of a causal model folder, and return the student.
+    """Make a student folder out of a causal model folder, a student's or the dLLM tools', and return the
+    student.
 
     The weights are unchanged. Where a mask token is added and the embedding has no row for its id yet, one is
     added, set to the mean of the others; a spare row that the checkpoint already has is left as it is.
 
     Args:
-        source: folder of a causal Qwen3, Qwen2 or Llama model, or of a student.
+        source: folder of a causal Qwen3, Qwen2 or Llama model, of a student, or of the dLLM tools.
         target: folder to write; it must not exist, or be empty.
         add_mask_token: add a mask token when the tokenizer has none.
-        block_size: noted in the student's configuration, for samplers.
+        block_size: noted in the student's configuration, for samplers; without it, what the source notes.
+        layout: whose folder to write.
+        fill: replaces the source's weights before they are written, e.g. by a training state's.
 
     Raises:
         CheckpointError: the source cannot be converted.
-        TokenizerError: its tokenizer has no mask token and ``add_mask_token`` is not set.
+        TokenizerError: its tokenizer has no mask token and ``add_mask_token`` is not set, or it does not fit
+            the layout.
         ConflictError: the target holds files already.
     """
     student_config(read_config(source))
 
     def build(folder: Path) -> BlockDiffusionStudent:
-        return _with_source_weights(source, folder, add_mask_token=add_mask_token, block_size=block_size)
+        copy_tokenizer(source, folder)
+        token = _mask_token(folder, add_mask_token=add_mask_token)
+        student = _with_source_weights(source, token, block_size)
+        if fill is not None:
+            fill(student)
+        if layout == "dllm":
+            fit_tokenizer(folder, student.eos_token_ids)
+        student.save_pretrained(folder, card=_card(Path(source), folder, is_refilled=fill is not None))
+        return student
 
     return _publish(target, build)
 
@@ -112,14 +132,8 @@ def initialise(
 
 
 def _with_source_weights(
-    source: str | os.PathLike[str],
-    folder: Path,
-    *,
-    add_mask_token: bool,
-    block_size: int | None,
+    source: str | os.PathLike[str], token: MaskToken, block_size: int | None
 ) -> BlockDiffusionStudent:
-    copy_tokenizer(source, folder)
-    token = _mask_token(folder, add_mask_token=add_mask_token)
     student = BlockDiffusionStudent.from_causal(source)
     if token.id >= student.vocab_size:
         student = student.with_vocabulary(token.id + 1)
@@ -127,14 +141,26 @@ def _with_source_weights(
     if block_size is not None:
         changes["block_size"] = block_size
     student.config = replace(student.config, **changes)
-    name = Path(source).name
-    card = ModelCard(
+    return student
+
+
+def _card(source: Path, folder: Path, *, is_refilled: bool) -> ModelCard | None:
+    """What README.md says; None where the source's own says it already and was copied."""
+    is_student = str(read_config(source).get("model_type")).startswith(STUDENT_PREFIX)
+    name = source.name
+    if is_refilled:
+        summary = f"The block-diffusion model {name} with the weights of a training state."
+        return ModelCard(title=f"{name}, in training", summary=summary, origin=name)
+    if is_student and (source / CARD_NAME).is_file():
+        shutil.copyfile(source / CARD_NAME, folder / CARD_NAME)
+        return None
+    if is_student:
+        return ModelCard(title=name, summary=f"The block-diffusion model {name}, rewritten.", origin=name)
+    return ModelCard(
         title=f"{name} as a block-diffusion model",
         summary=f"The weights of {name}, unchanged, with the causal mask dropped; not trained further.",
         origin=name,
     )
-    student.save_pretrained(folder, card=card)
-    return student
 
 
 def _mask_token(folder: Path, *, add_mask_token: bool) -> MaskToken:

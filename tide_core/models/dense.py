@@ -65,6 +65,9 @@ class DenseConfig(DecoderConfig):
                 payload.pop(name)
         if self.family == "qwen2":
             payload.pop("attention_bias")
+        if self.family == "llama":
+            # Where they are missing, transformers' Llama takes 1 and 2 for them.
+            payload = {"bos_token_id": None, "eos_token_id": None, **payload}
         return payload
 
 

@@ -46,7 +46,7 @@ def find_mask_token(folder: str | os.PathLike[str]) -> MaskToken | None:
         return None
     tokenizer = _read(path / TOKENIZER_NAME)
     name = _named_mask(path)
-    ids = dict(_token_ids(tokenizer))
+    ids = dict(token_ids(tokenizer))
     if name is None:
         added = [str(entry.get("content")) for entry in tokenizer.get("added_tokens") or []]
         found = [spelling for spelling in KNOWN_MASK_TOKENS if spelling in added]
@@ -90,7 +90,7 @@ def append_mask_token(folder: str | os.PathLike[str], content: str = DEFAULT_MAS
     """
     path = Path(folder)
     tokenizer = _read(path / TOKENIZER_NAME)
-    ids = dict(_token_ids(tokenizer))
+    ids = dict(token_ids(tokenizer))
     if content in ids:
         raise TokenizerError(f"{path} already has the token {content!r}.", param="mask_token")
     token = MaskToken(max(ids.values()) + 1, content)
@@ -119,7 +119,8 @@ def _named_mask(folder: Path) -> str | None:
     return None
 
 
-def _token_ids(tokenizer: dict[str, Any]) -> Iterator[tuple[str, int]]:
+def token_ids(tokenizer: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Content and id of every token in the fields of a ``tokenizer.json``, added ones last."""
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, dict):
         yield from vocabulary.items()

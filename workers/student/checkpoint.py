@@ -90,7 +90,7 @@ class CheckpointStore:
         for name in self._names():
             match = _FOLDER.match(name)
             location = f"{self.root}/{name}"
-            if match and self._is_complete(location):
+            if match and self.is_complete(location):
                 states.append(SavedState(int(match[1]), location))
         return sorted(states, key=lambda state: state.step)
 
@@ -142,7 +142,8 @@ class CheckpointStore:
             return []
         return sorted(Path(entry).name for entry in filesystem.ls(root, detail=False))
 
-    def _is_complete(self, location: str) -> bool:
+    def is_complete(self, location: str) -> bool:
+        """Whether a state's folder holds all that its ``state.json`` lists."""
         path = local_path(location)
         if path is None:
             import fsspec
@@ -183,6 +184,31 @@ def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
+def load_state_weights(location: str, model: nn.Module) -> None:
+    """Put the weights of one training state into a model of the same shape.
+
+    Args:
+        location: a state's folder (``.../step-00000100``) or its URL.
+
+    Raises:
+        CheckpointError: there is no whole state at `location`, or it does not fit the model.
+    """
+    place = location.rstrip("/")
+    root, _, name = place.rpartition("/")
+    store = CheckpointStore(root, keep=1)
+    if not _FOLDER.match(name) or not store.is_complete(place):
+        raise CheckpointError(
+            f"{location} is no whole training state: give a folder step-... that holds {STATE}.",
+            code="checkpoint_incomplete",
+            param="state",
+        )
+    try:
+        with _local_copy(place) as folder:
+            _load_model(folder / MODEL, model)
+    except SafetensorError as error:
+        raise CheckpointError(f"{place}/{MODEL} is damaged: {error}.", param=MODEL) from error
 
 
 def _load_model(file: Path, model: nn.Module) -> None:

@@ -82,13 +82,13 @@ class LLaDA2MoeConfig(DecoderConfig):
                     f"{name} {payload[name]!r} is not supported: LLaDA2 has {str(only).lower()}.", param=name
                 )
         config = super().from_json(payload)
-        width, shared = (
+        shared, routed = (
             payload.get("moe_shared_expert_intermediate_size"),
             payload.get("moe_intermediate_size"),
         )
-        if width is not None and width != shared:
+        if shared is not None and shared != routed:
             raise CheckpointError(
-                f"moe_shared_expert_intermediate_size {width} differs from moe_intermediate_size {shared}: "
+                f"moe_shared_expert_intermediate_size {shared} differs from moe_intermediate_size {routed}: "
                 "shared experts are as wide as the routed ones.",
                 param="moe_shared_expert_intermediate_size",
             )
