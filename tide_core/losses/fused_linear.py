@@ -72,7 +72,7 @@ def linear_target_log_probs(
         )
     require_ids("target_ids", target_ids, head.shape[0])
     log_probs: Tensor = _TargetLogProbs.apply(hidden, head, target_ids.long(), size)  # type: ignore[no-untyped-call]
-    require_finite("logits", log_probs)
+    _require_finite_result("logits", log_probs, hidden=hidden, head=head)
     return log_probs
 
 
@@ -119,12 +119,24 @@ def linear_tidal_kl(
 ) -> Float[Tensor, " masked"]:
     """TIDAL over the first ``shared_vocab`` ids: the fused form of ``tidal_kl``; raises as the forward KL."""
     require_shares(lambda_t)
+    if lambda_t.shape != student_hidden.shape[:1]:
+        raise ShapeError(
+            f"lambda_t has shape {tuple(lambda_t.shape)}, student_hidden {student_hidden.shape[0]} rows",
+            param="lambda_t",
+        )
     _require_pair(student_hidden, student_head, teacher_hidden, teacher_head, shared_vocab)
     frozen = _frozen(teacher_hidden, teacher_head[:shared_vocab], temperature, slice_size)
     divergence: Tensor = _TidalDivergence.apply(  # type: ignore[no-untyped-call]
         student_hidden, student_head, frozen, lambda_t.detach()
     )
-    require_finite("logits", divergence)
+    _require_finite_result(
+        "logits",
+        divergence,
+        teacher_hidden=teacher_hidden,
+        teacher_head=teacher_head,
+        student_hidden=student_hidden,
+        student_head=student_head,
+    )
     return divergence
 
 
@@ -147,7 +159,14 @@ def linear_reverse_kl(
     divergence: Tensor = _ReverseDivergence.apply(  # type: ignore[no-untyped-call]
         student_hidden, student_head, frozen
     )
-    require_finite("logits", divergence)
+    _require_finite_result(
+        "logits",
+        divergence,
+        teacher_hidden=teacher_hidden,
+        teacher_head=teacher_head,
+        student_hidden=student_hidden,
+        student_head=student_head,
+    )
     return divergence
 
 
@@ -348,6 +367,15 @@ def _columns(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Which ids lie in the slice, and their column in it (0 for those that do not)."""
     is_here = (ids >= start) & (ids < stop)
     return is_here, torch.where(is_here, ids - start, 0)
+
+
+def _require_finite_result(name: str, result: Tensor, **sources: Tensor) -> None:
+    """Raise for a result that is not finite, naming the first source at fault, else the logits."""
+    if bool(torch.isfinite(result).all()):
+        return
+    for source_name, source in sources.items():
+        require_finite(source_name, source)
+    require_finite(name, result)
 
 
 def _require_linear(hidden_name: str, hidden: Tensor, head_name: str, head: Tensor) -> None:

@@ -38,6 +38,7 @@ from tide_core.losses.validation import (
     accumulation_dtype,
     require_finite,
     require_ids,
+    require_log_probs,
     require_temperature,
 )
 
@@ -207,12 +208,21 @@ def _outcomes(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of all outcomes: the student's, and the nearest teacher's."""
     k = teacher_log_probs.shape[1]
+    for name, tensor in (("teacher_log_probs", teacher_log_probs), ("teacher_log_tail", teacher_log_tail)):
+        if tensor.shape[0] != student_buckets.shape[0]:
+            raise ShapeError(
+                f"{name} has {tensor.shape[0]} rows, student_buckets {student_buckets.shape[0]}", param=name
+            )
     if student_buckets.shape[1] <= k:
         raise ShapeError(
             f"student_buckets has {student_buckets.shape[1]} outcomes for a teacher's {k} ids; there must be "
             "one more, the tail",
             param="student_buckets",
         )
+    require_log_probs("teacher_log_probs", teacher_log_probs)
+    # An empty tail has log mass -inf, which is no fault.
+    require_log_probs("teacher_log_tail", teacher_log_tail.clamp(min=-1e30))
+    require_log_probs("student_buckets", student_buckets.detach().clamp(min=-1e30))
     # An empty tail has log mass -inf on one or both sides; the smallest normal number stands in for 0.
     lowest = math.log(torch.finfo(student_buckets.dtype).tiny)
     known, own_tail = student_buckets[:, :k], student_buckets[:, k:].clamp(min=lowest)

@@ -162,7 +162,11 @@ class Decoder(nn.Module):
 
         Raises:
             ShapeError: the mask or the positions do not fit the ids.
+            InvalidInputError: an id outside the vocabulary. Looked for on the CPU alone, not in a compiled
+                graph: elsewhere the look would hold up the stream, and who puts ids there checks them.
         """
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_ids(input_ids, self.vocab_size)
         prefix = cache.length if cache is not None else 0
         pattern = _attention_pattern(attention_mask, input_ids, prefix)
         if position_ids is None:
@@ -326,6 +330,18 @@ def _default_positions(
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -seq:]
     return torch.arange(prefix, prefix + seq, device=input_ids.device).expand(batch, seq)
+
+
+def _check_ids(input_ids: Int[Tensor, "batch seq"], vocab_size: int) -> None:
+    if not input_ids.numel():
+        return
+    lowest, highest = (int(bound) for bound in input_ids.aminmax())
+    if lowest < 0 or highest >= vocab_size:
+        raise InvalidInputError(
+            f"input_ids holds {lowest if lowest < 0 else highest}, outside the vocabulary of {vocab_size}: "
+            "use the model's own tokenizer.",
+            param="input_ids",
+        )
 
 
 def _check_positions(position_ids: Int[Tensor, "..."], input_ids: Int[Tensor, "batch seq"]) -> None:

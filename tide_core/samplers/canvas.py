@@ -98,6 +98,10 @@ def infill_canvas(
     Raises:
         InvalidInputError: a sequence and its flags differ in length.
     """
+    if len(is_masked) != len(sequences):
+        raise InvalidInputError(
+            f"There are {len(sequences)} sequences and flags for {len(is_masked)}.", param="is_masked"
+        )
     width = max(1, -(-max(map(len, sequences)) // block_size)) * block_size
     ids = torch.full((len(sequences), width), mask_token_id, dtype=torch.long)
     masked = torch.zeros(ids.shape, dtype=torch.bool)
