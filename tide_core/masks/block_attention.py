@@ -16,16 +16,21 @@ it; a clean block is needed only when some kept noisy block comes later. All els
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tide_core.contracts.errors import InvalidInputError, ShapeError
 
 CLEAN = 0
 """Copy number of the clean copy; noisy copies are 1 and, with two views, 2."""
+BLOCK_MASK_FROM = 2048
+"""Tokens of a row from which FlexAttention takes over on a GPU. A staircase leaves out half of the tiles at
+best; below that the kernel that reads a dense mask has little to lose, and never recompiles for a length."""
 
 
 def may_attend(
@@ -122,6 +127,32 @@ class CompactLayout:
     def position_ids(self) -> Int[Tensor, "batch kept"]:
         """Position ids: both copies of a token carry its position in the sequence."""
         return self.source_position
+
+    @property
+    def attention_pattern(self) -> Bool[Tensor, "batch 1 kept kept"] | BlockMask:
+        """What a model on this device takes: FlexAttention's block mask for long rows on a GPU, else the
+        dense mask.
+        """
+        if uses_block_mask(self.block.device, self.block.shape[1]):
+            return self.block_mask()
+        return self.attention_mask
+
+    def may_see(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """``attention_mask`` as a FlexAttention ``mask_mod(batch, head, query, key)``: its value at one place
+        from three numbers a token, instead of from a stored matrix.
+        """
+        order, limit, code = _codes(self.block, self.copy, self.is_padding)
+
+        return lambda row, _head, query, key: (
+            (order[row, key] < limit[row, query]) | (code[row, key] == code[row, query])
+        )
+
+    def block_mask(self) -> BlockMask:
+        """``attention_mask`` as a FlexAttention block mask, which skips the tiles that nobody attends to."""
+        batch, kept = self.block.shape
+        return create_block_mask(
+            self.may_see(), B=batch, H=None, Q_LEN=kept, KV_LEN=kept, device=self.block.device
+        )
 
     @property
     def masked_index(self) -> Int[Tensor, " masked"]:
@@ -263,8 +294,21 @@ def _masked_places(source: Tensor, is_mask_token: Tensor) -> tuple[Tensor, Tenso
     return row[by_source], column[by_source]
 
 
+def uses_block_mask(device: torch.device, kept: int) -> bool:
+    """Whether rows of this length on this device go through FlexAttention."""
+    return device.type == "cuda" and kept >= BLOCK_MASK_FROM
+
+
 def _attention(block: Tensor, copy: Tensor, is_padding: Tensor) -> Tensor:
-    """:func:`may_attend` over a batch in two comparisons instead of nine operations on ``[kept, kept]``.
+    """:func:`may_attend` over a batch in two comparisons instead of nine operations on ``[kept, kept]``."""
+    order, limit, code = _codes(block, copy, is_padding)
+    allowed = order[:, None, :] < limit[:, :, None]
+    allowed |= code[:, None, :] == code[:, :, None]
+    return allowed[:, None]
+
+
+def _codes(block: Tensor, copy: Tensor, is_padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``order``, ``limit``, ``code``: a query sees a key of lower order than its limit, or of its own code.
 
     Clean keys are seen below a limit that depends on the query; keys of the query's own block and copy carry
     the same code. Padding has a code of its own at each place: a row attends to itself alone, since a softmax
@@ -276,10 +320,7 @@ def _attention(block: Tensor, copy: Tensor, is_padding: Tensor) -> Tensor:
     order = number.masked_fill(~is_clean | is_padding, beyond)
     limit = (number + is_clean.int()).masked_fill(is_padding, 0)
     own_place = -1 - torch.arange(block.shape[1], dtype=torch.int32, device=block.device)
-    code = torch.where(is_padding, own_place, number * 4 + copy.int())
-    allowed = order[:, None, :] < limit[:, :, None]
-    allowed |= code[:, None, :] == code[:, :, None]
-    return allowed[:, None]
+    return order, limit, torch.where(is_padding, own_place, number * 4 + copy.int())
 
 
 def _require_positive(name: str, value: int) -> None:

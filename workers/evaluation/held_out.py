@@ -217,7 +217,7 @@ def _teacher_content(sample: PreparedSample) -> NDArray[np.bool_]:
 
 @torch.no_grad()
 def _hidden(student: BlockDiffusionStudent, inputs: NoisyInputs) -> Tensor:
-    hidden = student(inputs.input_ids, inputs.layout.attention_mask, inputs.layout.position_ids)
+    hidden = student(inputs.input_ids, inputs.layout.attention_pattern, inputs.layout.position_ids)
     masked: Tensor = hidden.flatten(0, 1)[inputs.layout.masked_index]
     return masked
 

@@ -86,7 +86,7 @@ class ShareOfLoss(nn.Module):
         batch = scored.batch
         with self._precision():
             hidden = self.student(
-                batch.input_ids, batch.layout.attention_mask, batch.layout.position_ids
+                batch.input_ids, batch.layout.attention_pattern, batch.layout.position_ids
             ).flatten(0, 1)[batch.masked_index]
         output: ObjectiveOutput = self.objective.loss(
             ObjectiveInputs(

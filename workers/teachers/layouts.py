@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import block_causal_mask, compact_layout_two_views
@@ -71,15 +72,16 @@ class ForwardInput:
     Attributes:
         input_ids: int64 [batch, seq], noised, padded.
         position_ids: int64 [batch, seq].
-        attention_mask: bool [batch, seq] (keys that are not padding) or [batch, 1, seq, seq]; None when every
-            token sees every other, which lets the device take its fastest attention.
+        attention_mask: bool [batch, seq] (keys that are not padding) or [batch, 1, seq, seq], or the latter
+            as FlexAttention's block mask; None when every token sees every other, which lets the device take
+            its fastest attention.
         read_index: int64 [masked], places of the masked tokens in the flattened [batch * seq], sample after
             sample, in the order of each sample's tokens.
     """
 
     input_ids: Int[Tensor, "batch seq"]
     position_ids: Int[Tensor, "batch seq"]
-    attention_mask: Bool[Tensor, "batch seq"] | Bool[Tensor, "batch 1 seq seq"] | None
+    attention_mask: Bool[Tensor, "batch seq"] | Bool[Tensor, "batch 1 seq seq"] | BlockMask | None
     read_index: Int[Tensor, " masked"]
 
 
@@ -209,6 +211,6 @@ def _staircase_input(samples: Sequence[Sample], mask_token_id: int, device: torc
     return ForwardInput(
         input_ids=layout.input_ids(torch.from_numpy(clean).to(device), mask_token_id),
         position_ids=layout.position_ids,
-        attention_mask=layout.attention_mask,
+        attention_mask=layout.attention_pattern,
         read_index=layout.masked_index,
     )
