@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tide_core.contracts.reporting import Coverage
+
 
 class Dataset(BaseModel):
     """Prepared shards, shared by all jobs that prepare the same thing."""
@@ -21,7 +23,7 @@ class Dataset(BaseModel):
     held_out_rows: int
     rejected: dict[str, int]
     """Rows left out, by reason."""
-    coverage: float
-    """Share of the content bytes that lie in chunks, or in aligned positions."""
+    coverage: Coverage
+    """How much of the training split's text can be compared."""
     created_at: datetime
     last_used_at: datetime

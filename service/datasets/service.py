@@ -22,7 +22,7 @@ async def record(session: AsyncSession, report: DatasetPrepared) -> None:
         "rows": report.rows,
         "held_out_rows": report.held_out_rows,
         "rejected": report.rejected,
-        "coverage": report.coverage,
+        "coverage": report.coverage.model_dump(mode="json"),
         "created_at": now,
         "last_used_at": now,
     }

@@ -22,6 +22,7 @@ class PreparedDatasetRow(Base):
     held_out_rows: Mapped[int] = mapped_column()
     rejected: Mapped[dict[str, Any]] = mapped_column(JSON)
     """Rows left out, by reason."""
-    coverage: Mapped[float] = mapped_column()
+    coverage: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """How much of the text can be compared: share, counts, histograms."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -211,7 +211,7 @@ class _Ingestion:
         self._tell(
             "data.prepared",
             f"The data set {how}: {report.rows} rows to train on, {report.held_out_rows} held out, "
-            f"{rejected} left out.",
+            f"{rejected} left out; {report.coverage.share:.1%} of the answers' bytes can be compared.",
             **report.model_dump(mode="json", exclude={"type"}),
         )
 

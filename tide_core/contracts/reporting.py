@@ -88,6 +88,34 @@ class CheckpointDeleted(Contract):
     location: str
 
 
+class Coverage(Contract):
+    """How much of the trained contents of a data set the two tokenisations can be compared on."""
+
+    share: float = Field(ge=0, le=1)
+    """Share of the content bytes that lie in chunks, or in aligned positions; 1 where there are none."""
+    contents: int = Field(ge=0)
+    """Message contents that both sides see."""
+    content_bytes: int = Field(ge=0)
+    """Bytes of the contents, inside both sides' lengths."""
+    chunk_bytes: int = Field(ge=0)
+    """Bytes of them in chunks."""
+    chunks: int = Field(ge=0)
+    student_straddling: int = Field(ge=0)
+    """The student's tokens that cross the edge of a content, and are left out."""
+    teacher_straddling: int = Field(ge=0)
+    special_tokens: int = Field(ge=0)
+    """Chunks left out because a special token stands in the content."""
+    mismatched: int = Field(ge=0)
+    """In a shared tokenizer: same bytes, but other ids."""
+    cut_contents: int = Field(ge=0)
+    """Contents of which a length limit removed a part."""
+    shortened_contents: int = Field(ge=0)
+    """Contents of which a template left out a part."""
+    student_lengths: dict[int, int]
+    """Length of a chunk in the student's tokens -> chunks; the last bin holds all longer ones."""
+    teacher_lengths: dict[int, int]
+
+
 class DatasetPrepared(Contract):
     """The preparation is done (or was found in storage)."""
 
@@ -98,8 +126,8 @@ class DatasetPrepared(Contract):
     held_out_rows: int = Field(ge=0)
     rejected: dict[str, int]
     """Rows left out, by reason."""
-    coverage: float = Field(ge=0, le=1)
-    """Share of the content bytes that lie in chunks, or in aligned positions."""
+    coverage: Coverage
+    """Of the training split."""
     reused: bool = False
 
 

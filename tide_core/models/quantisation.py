@@ -11,7 +11,7 @@ all of a model. Embedding, norms, router, biases and LM head stay as they are: t
 router's choice and the logits depend on them most.
 
 A product restores the matrix that it needs in the input's dtype, uses it and drops it: the same numbers on
-CPU and GPU, at the price of that work in each forward. Why this is not a library's: docs/decisions, 0007.
+CPU and GPU, at the price of that work in each forward. Why this is not a library's: docs/decisions, 0010.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
-from tide_core.contracts.reporting import AttemptBrief, DatasetPrepared, Note, Progress
+from tide_core.contracts.reporting import AttemptBrief, Coverage, DatasetPrepared, Note, Progress
 from tide_core.contracts.states import Phase
 from tide_core.data.preparation import PairRecipe, pair_recipe
 from tide_core.data.prepare import (
@@ -132,7 +132,7 @@ def _report(manifest: Manifest, location: str, is_reused: bool) -> DatasetPrepar
         rows=train.samples,
         held_out_rows=held_out.samples,
         rejected=dict(rejected),
-        coverage=min(1.0, max(0.0, train.coverage.share)),
+        coverage=Coverage.model_validate(train.coverage.to_dict()),
         reused=is_reused,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from coverage_reports import coverage
 
 from service.auth import service as auth
 from service.db.session import Database
@@ -94,7 +95,12 @@ async def test_the_brief_says_what_to_do(worker: Worker, database: Database) -> 
         lease = await teachers.acquire_lease(session, job.id, ResolvedJobSpec.model_validate(job.spec))
     await worker.send(
         DatasetPrepared(
-            location="/prepared/x", content_hash="x", rows=3, held_out_rows=1, rejected={}, coverage=0.5
+            location="/prepared/x",
+            content_hash="x",
+            rows=3,
+            held_out_rows=1,
+            rejected={},
+            coverage=coverage(),
         ),
         first=1,
     )
@@ -205,7 +211,12 @@ async def test_a_prepared_data_set_is_shared_by_jobs(
     worker: Worker, post_job: PostJob, database: Database
 ) -> None:
     report = DatasetPrepared(
-        location="/p/h", content_hash="h", rows=8, held_out_rows=2, rejected={"too_long": 3}, coverage=0.9
+        location="/p/h",
+        content_hash="h",
+        rows=8,
+        held_out_rows=2,
+        rejected={"too_long": 3},
+        coverage=coverage(),
     )
     await worker.send(report, first=1)
     second_id = (await post_job())["id"]
@@ -215,6 +226,12 @@ async def test_a_prepared_data_set_is_shared_by_jobs(
     await second.send(report.model_copy(update={"reused": True}), first=1)
     (dataset,) = (await worker.client.get("/v1/datasets")).json()["data"]
     assert (dataset["content_hash"], dataset["rows"], dataset["rejected"]) == ("h", 8, {"too_long": 3})
+    assert dataset["coverage"]["share"] == 0.9
+    assert dataset["coverage"]["student_lengths"] == {"1": 20, "2": 10}
+    assert dataset["coverage"]["student_straddling"] == 2
+    (event,) = [e for e in (await worker.get("/events"))["data"] if e["type"] == "data.prepared"]
+    assert "90.0% of the answers' bytes" in event["message"]
+    assert event["data"]["coverage"] == dataset["coverage"]
     for owner in (worker, second):
         assert (await owner.get())["dataset"] == "h"
 

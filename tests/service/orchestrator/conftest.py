@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from coverage_reports import coverage
 from sqlalchemy import select
 
 from service.auth import service as auth
@@ -117,7 +118,7 @@ class World:
                 rows=10,
                 held_out_rows=2,
                 rejected={},
-                coverage=1.0,
+                coverage=coverage(),
             )
             bodies.insert(0, prepared)
         await self.report(job_id, phase, *bodies)

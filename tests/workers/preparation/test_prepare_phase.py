@@ -65,7 +65,12 @@ def test_prepares_once_and_finds_it_again(
     assert not first.reused
     assert first.rows + first.held_out_rows == 40
     assert first.held_out_rows > 0
-    assert 0.5 < first.coverage <= 1
+    assert 0.5 < first.coverage.share <= 1
+    assert first.coverage.share == pytest.approx(
+        first.coverage.chunk_bytes / first.coverage.content_bytes, 1e-5
+    )
+    assert sum(first.coverage.student_lengths.values()) == first.coverage.chunks > 0
+    assert DatasetPrepared.model_validate_json(first.model_dump_json()) == first
     assert first.location.endswith(first.content_hash)
     assert reporter.of_type(Progress)[-1].completed == 40
     again = prepare_for_job(brief, RecordingReporter(), serial_map)

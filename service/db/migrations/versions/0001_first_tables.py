@@ -33,7 +33,7 @@ def upgrade() -> None:
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("held_out_rows", sa.Integer(), nullable=False),
         sa.Column("rejected", sa.JSON(), nullable=False),
-        sa.Column("coverage", sa.Double(), nullable=False),
+        sa.Column("coverage", sa.JSON(), nullable=False),
         sa.Column("created_at", service.db.base.UtcDateTime(timezone=True), nullable=False),
         sa.Column("last_used_at", service.db.base.UtcDateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("content_hash", name=op.f("pk_prepared_datasets")),
