@@ -148,14 +148,15 @@ def test_another_spelling_of_the_mask_is_refused(trained: Callable[..., Path], t
     convert(source, tmp_path / "ours")
 
 
-def test_the_end_token_is_named_from_the_config(trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_mask_and_end_token_are_named(trained: Callable[..., Path], tmp_path: Path) -> None:
     source = trained()
-    edit(source / "tokenizer_config.json", eos_token=None, pad_token=None)
+    edit(source / "tokenizer_config.json", mask_token=None, eos_token=None, pad_token=None)
     edit(source / "config.json", eos_token_id=None)
     with pytest.raises(TokenizerError, match="eos_token") as caught:
         convert(source, tmp_path / "there", layout="dllm")
     assert caught.value.param == "eos_token"
     edit(source / "config.json", eos_token_id=[7, 3])
     convert(source, tmp_path / "there", layout="dllm")
-    named = json.loads((tmp_path / "there" / "tokenizer_config.json").read_text())["eos_token"]
-    assert named == Tokenizer.from_file(str(source / "tokenizer.json")).id_to_token(7)
+    named = json.loads((tmp_path / "there" / "tokenizer_config.json").read_text())
+    assert named["eos_token"] == Tokenizer.from_file(str(source / "tokenizer.json")).id_to_token(7)
+    assert named["mask_token"] == "<|mask|>"

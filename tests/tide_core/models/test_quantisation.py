@@ -32,13 +32,9 @@ from tide_core.models.quantisation import (
 )
 from tide_core.models.teachers.adapter import load_teacher
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModel
-from workers.demo.assets import TEACHER_DENSE, TEACHER_MOE
 
 KEPT = ("embed_tokens.weight", "word_embeddings.weight", "lm_head.weight", "mlp.gate.weight")
 KINDS: tuple[Quantisation, ...] = ("int8", "int4")
-# Root mean square error over that of the logits, of the shipped teachers; measured on the worse of the two:
-# 0.025 and 0.11, most of it from experts that are chosen otherwise.
-LOGIT_ERROR = {"int8": 0.04, "int4": 0.16}
 
 
 def bfloat16(number: float) -> float:
@@ -223,18 +219,6 @@ def test_no_more_than_one_layer_is_whole_while_loading(folders: dict[str, Path])
         ["quantised", "whole", "empty"],
         ["quantised", "quantised", "whole"],
     ]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("folder", [TEACHER_DENSE, TEACHER_MOE], ids=["dense", "moe"])
-def test_logits_of_trained_teachers_stay_close(folder: Path, kind: Quantisation) -> None:
-    whole = load_teacher(folder, dtype=torch.float32)
-    quantised = load_teacher(folder, dtype=torch.float32, quantisation=kind)
-    ids = torch.randint(0, whole.vocab_size, (4, 48), generator=torch.Generator().manual_seed(0))
-    ids[:, ::4] = whole.mask_token_id
-    logits, others = (model.lm_head(model.hidden(ids))[:, ::4] for model in (whole, quantised))
-    error = (others - logits).square().mean().sqrt() / logits.square().mean().sqrt()
-    assert 0 < error < LOGIT_ERROR[kind]
 
 
 def test_four_bits_lose_more_than_eight_and_another_seed_more_than_both(folders: dict[str, Path]) -> None:
