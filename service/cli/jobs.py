@@ -105,6 +105,7 @@ def watch(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Out
 @app.command()
 def logs(
     job_id: JobArgument,
+    *,
     phase: Annotated[
         str | None, typer.Option(help="prepare, train or evaluate; default: the latest that ran.")
     ] = None,
