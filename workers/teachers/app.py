@@ -61,14 +61,26 @@ class Teacher:
     """
 
     def __init__(self, pool: dict[str, Any]) -> None:
+        from workers.reporting.metrics import RaySink
         from workers.teachers.attestation import Attestor, golden_requests
         from workers.teachers.loading import load_for_serving
+        from workers.teachers.metering import MeteredRecorder, TeacherMeter
 
         parsed = TeacherPool.model_validate(pool)
-        loaded = load_for_serving(parsed.teacher, threads=max(1, int(parsed.cpus_per_replica)))
+        self._meter = TeacherMeter(RaySink(), application=parsed.application, model=parsed.teacher.model)
+        loaded = load_for_serving(
+            parsed.teacher,
+            threads=max(1, int(parsed.cpus_per_replica)),
+            recorder=MeteredRecorder(self._meter),
+        )
         self._engine = loaded.engine
         self._description = loaded.description
-        self._attestor = Attestor(loaded.engine, golden_requests(loaded.tokenizer), loaded.description.dtype)
+        self._attestor = Attestor(
+            loaded.engine,
+            golden_requests(loaded.tokenizer),
+            loaded.description.dtype,
+            on_result=self._meter.attested,
+        )
         self._attestor.attest()
 
     async def score(self, request: ScoreRequest) -> ScoreResponse | TideError:
@@ -96,6 +108,7 @@ class Teacher:
         Raises:
             AttestationError, ScoreError: the golden prompts are no longer answered as they were.
         """
+        self._meter.publish(self._engine.statistics())
         self._attestor.check()
 
     def __del__(self) -> None:

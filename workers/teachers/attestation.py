@@ -129,6 +129,7 @@ class Attestor:
         dtype: of its weights: decides how much drift rounding explains.
         interval_seconds: between two probes.
         clock: monotonic seconds.
+        on_result: told after each round whether the teacher is sound.
     """
 
     engine: TeacherEngine
@@ -136,6 +137,7 @@ class Attestor:
     dtype: str
     interval_seconds: float = 180.0
     clock: Callable[[], float] = time.monotonic
+    on_result: Callable[[bool], None] | None = None
     _first: list[ScoreResponse] | None = None
     _due: float = 0.0
     _probes: list[Future[ScoreResponse]] | None = None
@@ -186,6 +188,8 @@ class Attestor:
             self.engine.quarantine(error.message)
         else:
             self._first = self._first or responses
+        if self.on_result is not None:
+            self.on_result(self._finding is None)
 
     def _raise_finding(self) -> None:
         if self._finding is not None:

@@ -96,6 +96,7 @@ class TeacherEngine:
         tokenizer_fingerprint: of its tokenizer.
         settings: sizes; by default those that fit the model's device.
         begins_pretoken: which ids do (bool [vocab]); without it requests for boundaries are refused.
+        recorder: counts; by default for :meth:`statistics` alone.
 
     Use :meth:`close` when done: it ends the worker thread and refuses what still waits.
     """
@@ -108,6 +109,7 @@ class TeacherEngine:
         tokenizer_fingerprint: str,
         settings: EngineSettings | None = None,
         begins_pretoken: Bool[np.ndarray, " vocab"] | None = None,
+        recorder: StatisticsRecorder | None = None,
     ) -> None:
         self.model = model
         self._begins_pretoken = begins_pretoken
@@ -119,7 +121,7 @@ class TeacherEngine:
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: str | None = None
-        self._recorder = StatisticsRecorder()
+        self._recorder = recorder or StatisticsRecorder()
         self._worker = threading.Thread(target=self._work, name="teacher-engine", daemon=True)
         self._worker.start()
 
@@ -277,7 +279,9 @@ class TeacherEngine:
         tokens = sum(entry.tokens for entry in entries)
         padded = sum(entry.rows for entry in entries) * max(entry.length for entry in entries)
         with self._changed:
-            self._recorder.forward(entries, padded=padded, seconds=seconds)
+            self._recorder.forward(
+                entries, padded=padded, budget=self.settings.max_batch_tokens, seconds=seconds
+            )
         for entry, part in zip(entries, values, strict=True):
             pending = entry.payload.pending
             pending.parts[entry.payload.number] = part

@@ -17,6 +17,7 @@ from tide_core.models.quantisation import memory_bytes, parameter_count
 from tide_core.models.teachers.adapter import architecture_of, load_teacher
 from workers.storage import materialise_model
 from workers.teachers.engine import EngineSettings, TeacherEngine
+from workers.teachers.statistics import StatisticsRecorder
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -49,6 +50,7 @@ def load_for_serving(
     threads: int | None = None,
     device: torch.device | None = None,
     settings: EngineSettings | None = None,
+    recorder: StatisticsRecorder | None = None,
 ) -> LoadedTeacher:
     """Fetch, load and describe a teacher, and start its engine.
 
@@ -57,6 +59,7 @@ def load_for_serving(
         threads: intra-op threads on a CPU; None leaves torch's own number.
         device: where it computes; by default the GPU that Ray assigned, else the CPU.
         settings: of the engine; by default those that fit the device.
+        recorder: of the engine; by default one for its statistics alone.
 
     Raises:
         InvalidInputError: there is no such model.
@@ -93,5 +96,6 @@ def load_for_serving(
         tokenizer_fingerprint=description.tokenizer_fingerprint,
         settings=settings or EngineSettings.for_device(device, threads=threads),
         begins_pretoken=begins_pretoken(tokenizer, model.vocab_size),
+        recorder=recorder,
     )
     return LoadedTeacher(engine, description, tokenizer)

@@ -96,8 +96,8 @@ class StatisticsRecorder:
         """A request ended in an error."""
         self.failures += 1
 
-    def forward(self, entries: Sequence[Entry[Any]], *, padded: int, seconds: float) -> None:
-        """A batch went through the model."""
+    def forward(self, entries: Sequence[Entry[Any]], *, padded: int, budget: int, seconds: float) -> None:
+        """A batch went through the model: so many tokens with padding, of so many that one may hold."""
         self.forwards += 1
         self.sequences += len(entries)
         self.padded_tokens += padded

@@ -151,3 +151,14 @@ def test_rounding_in_batches_of_other_shapes_is_not_drift(tmp_path: Path, clock:
     for future in noise:
         future.result(10)
     loaded.engine.close()
+
+
+def test_every_round_tells_its_result(loaded: LoadedTeacher, attestor: Attestor, clock: Clock) -> None:
+    results: list[bool] = []
+    attestor.on_result = results.append
+    attestor.attest()
+    probe_again(attestor, clock)
+    head_of(loaded).data.mul_(0.0)
+    with pytest.raises(AttestationError):
+        probe_again(attestor, clock)
+    assert results == [True, True, False]
