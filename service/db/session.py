@@ -14,6 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 _BUSY_TIMEOUT_MS = 30_000
 _IS_WRITE = "tide_is_write"
+_SERVER_POOL, _SQLITE_POOL = (10, 20), (8, 0)
+"""Connections that are kept, and how many more are opened under load."""
 
 
 class Database:
@@ -29,6 +31,11 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _create_engine(url, is_sqlite=self.is_sqlite)
         self._write_lock = asyncio.Lock()
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections the pool may open."""
+        return sum(_SQLITE_POOL if self.is_sqlite else _SERVER_POOL)
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -66,8 +73,10 @@ class Database:
 
 def _create_engine(url: str, *, is_sqlite: bool) -> AsyncEngine:
     if not is_sqlite:
-        return create_async_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
-    engine = create_async_engine(url, pool_size=8, max_overflow=0, pool_timeout=60)
+        kept, more = _SERVER_POOL
+        return create_async_engine(url, pool_pre_ping=True, pool_size=kept, max_overflow=more)
+    kept, more = _SQLITE_POOL
+    engine = create_async_engine(url, pool_size=kept, max_overflow=more, pool_timeout=60)
     event.listen(engine.sync_engine, "do_connect", _make_folder)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)

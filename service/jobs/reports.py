@@ -25,7 +25,7 @@ from service.identifiers import new_id
 from service.jobs import repository
 from service.jobs.tables import CheckpointRow, JobRow, MetricRow, PhaseOutcome, PhaseRunRow
 from service.models import service as models
-from service.observability.metrics import REPORTS
+from service.observability.metrics import PHASE_SECONDS, REPORTS
 from service.teachers import repository as teachers
 from tide_core.contracts.errors import ConflictError
 from tide_core.contracts.reporting import (
@@ -45,6 +45,9 @@ from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
 
 TEACHER_ATTESTED = "teacher.attested"
 """Code of the note whose message is the fingerprint of the teacher that a trainer was given."""
+for _phase in Phase:  # from 0 on: a first end is a rise too
+    for _outcome in (PhaseOutcome.FINISHED, PhaseOutcome.STOPPED, PhaseOutcome.FAILED):
+        PHASE_SECONDS.labels(str(_phase), str(_outcome))
 _STOPPING = frozenset({JobState.CANCELLING, JobState.PAUSING, JobState.PAUSED}) | TERMINAL_STATES
 
 
@@ -250,5 +253,8 @@ class _Ingestion:
 
     def _end(self, outcome: PhaseOutcome, **values: Any) -> None:
         self._run.outcome, self._run.ended_at = outcome, utc_now()
+        began = self._run.submitted_at or self._run.created_at
+        seconds = (self._run.ended_at - began).total_seconds()
+        PHASE_SECONDS.labels(str(self._run.phase), str(outcome)).observe(seconds)
         for name, value in values.items():
             setattr(self._run, name, value)

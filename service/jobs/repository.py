@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.clock import utc_now
 from service.jobs.tables import CheckpointRow, IdempotencyKeyRow, JobRow, MetricRow, PhaseRunRow
 from tide_core.contracts.errors import NotFoundError
-from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
+from tide_core.contracts.states import ACTIVE_STATES, JobState, Phase
 
 
 async def get(session: AsyncSession, job_id: str) -> JobRow:
@@ -60,10 +61,15 @@ async def page(
     return (await session.scalars(query.limit(limit))).all()
 
 
-async def unfinished(session: AsyncSession) -> Sequence[JobRow]:
-    """All jobs that are not in a terminal state, oldest first: the reconciler's work."""
-    query = select(JobRow).where(JobRow.state.not_in(TERMINAL_STATES))
+async def active(session: AsyncSession) -> Sequence[JobRow]:
+    """All jobs that are being worked on, oldest first."""
+    query = select(JobRow).where(JobRow.state.in_(ACTIVE_STATES))
     return (await session.scalars(query.order_by(JobRow.created_at, JobRow.id))).all()
+
+
+async def oldest_queued(session: AsyncSession) -> datetime | None:
+    """When the job that waits longest was posted; None when none waits."""
+    return await session.scalar(select(func.min(JobRow.created_at)).where(JobRow.state == JobState.QUEUED))
 
 
 async def count_by_state(session: AsyncSession) -> dict[JobState, int]:
@@ -84,7 +90,7 @@ async def open_phase_runs(session: AsyncSession) -> Sequence[PhaseRunRow]:
     query = (
         select(PhaseRunRow)
         .join(JobRow, (JobRow.id == PhaseRunRow.job_id) & (JobRow.attempt == PhaseRunRow.attempt))
-        .where(JobRow.state.not_in(TERMINAL_STATES), PhaseRunRow.submitted_at.is_not(None))
+        .where(JobRow.state.in_(ACTIVE_STATES), PhaseRunRow.submitted_at.is_not(None))
         .where(PhaseRunRow.ended_at.is_(None))
     )
     return (await session.scalars(query)).all()

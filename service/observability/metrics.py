@@ -1,8 +1,8 @@
 """Prometheus metrics of the control plane: prefix `tide_`, base units, bounded labels.
 
 What happens in this process is counted in `REGISTRY`; what the database and the reconciler hold is read at
-each scrape (`GAUGES`). The series of a job die with it: the unfinished jobs bound their number. Their label
-is `job_id`: `job` is Prometheus' own.
+each scrape (`GAUGES`). Only the jobs that are being worked on have series of their own, so their number is
+bounded by `max_active_jobs`. Their label is `job_id`: `job` is Prometheus' own.
 """
 
 from __future__ import annotations
@@ -12,60 +12,104 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from tide_core.contracts.metrics import Metric
+
 REGISTRY = CollectorRegistry()
-REQUESTS = Counter(
-    "tide_http_requests_total", "Requests answered.", ("method", "route", "status"), registry=REGISTRY
-)
-REQUEST_SECONDS = Histogram(
+COUNTED: dict[str, Metric] = {}
+"""What `REGISTRY` holds, by name."""
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    COUNTED[name] = Metric(name, "counter", meaning, labels)
+    return Counter(name, meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
+    COUNTED[name] = Metric(name, "histogram", meaning, labels, buckets)
+    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+REQUESTS = _counter("tide_http_requests_total", "Requests answered.", "method", "route", "status")
+REQUEST_SECONDS = _histogram(
     "tide_http_request_duration_seconds",
     "Time from a request to the end of its answer.",
-    ("method", "route"),
+    "method",
+    "route",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
-    registry=REGISTRY,
 )
-REPORTS = Counter("tide_reports_stored_total", "Reports of workers stored.", ("type",), registry=REGISTRY)
+REPORTS = _counter("tide_reports_stored_total", "Reports of workers stored.", "type")
+PHASE_SECONDS = _histogram(
+    "tide_phase_duration_seconds",
+    "Time from the submission of a phase (prepare, train, evaluate) to the report of its end.",
+    "phase",
+    "outcome",
+    buckets=(1, 5, 15, 60, 300, 900, 3600, 10_800, 36_000, 86_400, 259_200, 604_800),
+)
+LOOK_SECONDS = _histogram(
+    "tide_reconciler_look_duration_seconds",
+    "Duration of the reconciler's looks at all jobs and pools.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+ACTIONS = _counter("tide_reconciler_actions_total", "Actions that the reconciler carried out.", "action")
 
 
-@dataclass(frozen=True, slots=True)
-class GaugeDescription:
-    """A gauge that is read at each scrape: what it means and its labels."""
-
-    meaning: str
-    labels: tuple[str, ...] = ()
+def _gauge(name: str, meaning: str, *labels: str) -> Metric:
+    return Metric(f"tide_{name}", "gauge", meaning, labels)
 
 
-GAUGES: dict[str, GaugeDescription] = {
-    "tide_jobs": GaugeDescription("Jobs by state.", ("state",)),
-    "tide_jobs_failed": GaugeDescription("Failed jobs by error code.", ("code",)),
-    "tide_queue_oldest_age_seconds": GaugeDescription("Age of the oldest queued job; 0 without one."),
-    "tide_teachers": GaugeDescription("Teacher pools by state.", ("state",)),
-    "tide_teacher_ready_replicas": GaugeDescription("Replicas of a pool that answer.", ("application",)),
-    "tide_teacher_leases": GaugeDescription("Leases that jobs hold on teachers."),
-    "tide_reconciler_is_leader": GaugeDescription("1 when this control plane is the one that acts."),
-    "tide_reconciler_look_age_seconds": GaugeDescription("Time since the reconciler's last look ended."),
-    "tide_database_connections": GaugeDescription(
-        "Connections of the pool: in use, or open and idle.", ("state",)
-    ),
-    "tide_job_progress_ratio": GaugeDescription("Share of the present phase done.", ("job_id", "phase")),
-    "tide_job_eta_seconds": GaugeDescription("Expected rest of the present phase.", ("job_id", "phase")),
-    "tide_job_attempt": GaugeDescription("Number of the present attempt.", ("job_id",)),
-    "tide_job_report_age_seconds": GaugeDescription(
-        "Time since the worker of a running phase last reported.", ("job_id", "phase")
-    ),
-    "tide_job_step": GaugeDescription("Newest optimiser step.", ("job_id",)),
-    "tide_job_loss": GaugeDescription(
-        'Loss of the newest step, in total (term "total") and by term.', ("job_id", "term")
-    ),
-    "tide_job_held_out": GaugeDescription("Newest held-out figures.", ("job_id", "figure")),
-    "tide_job_mask_ratio": GaugeDescription("Share of the maskable tokens that was masked.", ("job_id",)),
-    "tide_job_teacher_trust_ratio": GaugeDescription("Mean lambda of TIDAL (arXiv 2604.26951).", ("job_id",)),
-    "tide_job_gradient_norm": GaugeDescription("Norm of the gradient before clipping.", ("job_id",)),
-    "tide_job_learning_rate": GaugeDescription("Learning rate of the newest step.", ("job_id",)),
-    "tide_job_tokens_per_second": GaugeDescription("Student tokens a second, newest step.", ("job_id",)),
-    "tide_job_step_seconds": GaugeDescription("Duration of the newest step.", ("job_id",)),
-    "tide_job_teacher_wait_seconds": GaugeDescription("Wait for scores in the newest step.", ("job_id",)),
-    "tide_job_feed_wait_seconds": GaugeDescription("Wait for data in the newest step.", ("job_id",)),
+def _of_job(name: str, meaning: str, *labels: str) -> Metric:
+    return _gauge(f"job_{name}", meaning, "job_id", *labels)
+
+
+GAUGES: dict[str, Metric] = {
+    gauge.name: gauge
+    for gauge in (
+        _gauge("jobs", "Jobs by state.", "state"),
+        _gauge("jobs_failed", "Failed jobs by error code.", "code"),
+        _gauge("queue_oldest_age_seconds", "Age of the oldest queued job; 0 without one."),
+        _gauge("teachers", "Teacher pools by state.", "state"),
+        _gauge("teacher_ready_replicas", "Replicas of a pool that answer.", "application"),
+        _gauge("teacher_leases", "Leases that jobs hold on teachers."),
+        _gauge("reconciler_is_leader", "1 when this control plane is the one that acts."),
+        _gauge("reconciler_look_age_seconds", "Time since the reconciler's last look ended."),
+        _gauge(
+            "leader_lease_remaining_seconds",
+            "Time until the leader's lease runs out, negative once it has.",
+            "role",
+        ),
+        _gauge("leader_lease_fencing", "Fencing number: it rises with every change of the leader.", "role"),
+        _gauge("database_connections", "Connections of the pool: in use, or open and idle.", "state"),
+        _gauge("database_connections_limit", "Connections that the pool may open."),
+        _of_job("progress_ratio", "Share of the present phase done.", "phase"),
+        _of_job("eta_seconds", "Expected rest of the present phase.", "phase"),
+        _of_job("attempt", "Number of the present attempt."),
+        _of_job("phase_age_seconds", "Time since a running phase was submitted.", "phase"),
+        _of_job("report_age_seconds", "Time since the worker of a running phase last reported.", "phase"),
+        _of_job("step", "Newest optimiser step."),
+        _of_job("loss", 'Loss of the newest step, in total (term "total") and by term.', "term"),
+        _of_job("held_out", "Newest held-out figures, of training and of the evaluation.", "figure"),
+        _of_job("mask_ratio", "Share of the maskable tokens that was masked."),
+        _of_job("teacher_trust_ratio", "Mean lambda of TIDAL (arXiv 2604.26951)."),
+        _of_job("gradient_norm", "Norm of the gradient before clipping."),
+        _of_job("learning_rate", "Learning rate of the newest step."),
+        _of_job("tokens_per_second", "Student tokens a second, newest step."),
+        _of_job("step_seconds", "Duration of the newest step."),
+        _of_job("teacher_wait_seconds", "Wait for scores in the newest step."),
+        _of_job("feed_wait_seconds", "Wait for data in the newest step."),
+        _of_job("teacher_queue_seconds", "Longest wait in a replica's queue of the newest step's requests."),
+        _of_job("teacher_compute_seconds", "Time in the teacher's forwards for the newest step."),
+        _of_job("teacher_answer_bytes", "Size of the newest step's answers."),
+        _of_job(
+            "teacher_cache_hit_ratio", "Share of the newest step's sequences that the score cache answered."
+        ),
+        _of_job(
+            "teacher_tail_mass_ratio",
+            "Mean share of the teacher's probability that its k likeliest ids leave out, newest step.",
+            "temperature",
+        ),
+    )
 }
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +123,16 @@ class Sample:
 
 def observe_request(method: str, route: str, status: int, seconds: float) -> None:
     """Count one answered request; ``route`` is the template, so the label set is bounded."""
-    REQUESTS.labels(method, route, str(status)).inc()
-    REQUEST_SECONDS.labels(method, route).observe(seconds)
+    known = method if method in _METHODS else "other"  # clients may make up as many methods as they like
+    REQUESTS.labels(known, route, str(status)).inc()
+    REQUEST_SECONDS.labels(known, route).observe(seconds)
 
 
 def exposition(samples: Iterable[Sample]) -> bytes:
     """Prometheus' text format: this process' counters, and the samples read for this scrape."""
     state = CollectorRegistry()
     gauges = {
-        name: Gauge(name, description.meaning, description.labels, registry=state)
-        for name, description in GAUGES.items()
+        name: Gauge(name, metric.meaning, metric.labels, registry=state) for name, metric in GAUGES.items()
     }
     for sample in samples:
         gauge = gauges[sample.name]

@@ -11,10 +11,10 @@ from sqlalchemy.pool import QueuePool
 from service.api.dependencies import AppContext
 from service.clock import utc_now
 from service.jobs import repository as jobs
-from service.jobs.tables import JobRow
+from service.jobs.tables import JobRow, PhaseRunRow
 from service.observability.metrics import Sample
+from service.orchestrator.leadership import leases
 from service.teachers import repository as teachers
-from tide_core.contracts.states import JobState
 from tide_core.contracts.teacher import PoolState
 
 _OF_STEP = {
@@ -26,6 +26,10 @@ _OF_STEP = {
     "step_seconds": "tide_job_step_seconds",
     "teacher_wait_seconds": "tide_job_teacher_wait_seconds",
     "feed_wait_seconds": "tide_job_feed_wait_seconds",
+    "teacher_queue_seconds": "tide_job_teacher_queue_seconds",
+    "teacher_compute_seconds": "tide_job_teacher_compute_seconds",
+    "teacher_bytes": "tide_job_teacher_answer_bytes",
+    "teacher_cache_hit_ratio": "tide_job_teacher_cache_hit_ratio",
 }
 """Name in the workers' reports -> gauge."""
 
@@ -33,27 +37,24 @@ _OF_STEP = {
 async def readings(context: AppContext, session: AsyncSession) -> list[Sample]:
     """Everything but the counters of this process."""
     now = utc_now()
-    unfinished = await jobs.unfinished(session)
-    samples = [*_of_process(context), *_queue(unfinished, now)]
+    active = await jobs.active(session)
+    samples = [*_of_process(context), *await _of_leases(session, now)]
+    oldest = await jobs.oldest_queued(session)
+    samples.append(Sample("tide_queue_oldest_age_seconds", (now - oldest).total_seconds() if oldest else 0.0))
     for state, count in (await jobs.count_by_state(session)).items():
         samples.append(Sample("tide_jobs", count, (str(state),)))
     for code, count in (await jobs.count_failures(session)).items():
         samples.append(Sample("tide_jobs_failed", count, (code,)))
     samples += await _of_teachers(session)
-    for job in unfinished:
-        samples += _of_progress(job)
     for run in await jobs.open_phase_runs(session):
-        since = run.last_report_at or run.submitted_at
-        if since is not None:
-            age = (now - since).total_seconds()
-            samples.append(Sample("tide_job_report_age_seconds", age, (run.job_id, str(run.phase))))
-    for job in unfinished:
-        if job.started_at is not None:
-            samples += [
-                sample
-                for name, step, value in await jobs.newest_metrics(session, job.id)
-                for sample in _of_metric(job.id, name, step, value)
-            ]
+        samples += _of_phase(run, now)
+    for job in active:
+        samples += _of_progress(job)
+        samples += [
+            sample
+            for name, step, value in await jobs.newest_metrics(session, job.id)
+            for sample in _of_metric(job.id, name, step, value)
+        ]
     return samples
 
 
@@ -65,13 +66,16 @@ def _of_process(context: AppContext) -> Iterator[Sample]:
     if isinstance(pool, QueuePool):
         yield Sample("tide_database_connections", pool.checkedout(), ("in_use",))
         yield Sample("tide_database_connections", pool.checkedin(), ("idle",))
+        yield Sample("tide_database_connections_limit", context.database.max_connections)
 
 
-def _queue(unfinished: object, now: datetime) -> Iterator[Sample]:
-    assert isinstance(unfinished, list | tuple)
-    waiting = [job.created_at for job in unfinished if job.state is JobState.QUEUED]
-    age = (now - min(waiting)).total_seconds() if waiting else 0.0
-    yield Sample("tide_queue_oldest_age_seconds", age)
+async def _of_leases(session: AsyncSession, now: datetime) -> list[Sample]:
+    samples = []
+    for lease in await leases(session):
+        left = (lease.expires_at - now).total_seconds()
+        samples.append(Sample("tide_leader_lease_remaining_seconds", left, (lease.role,)))
+        samples.append(Sample("tide_leader_lease_fencing", lease.fencing, (lease.role,)))
+    return samples
 
 
 async def _of_teachers(session: AsyncSession) -> list[Sample]:
@@ -87,6 +91,14 @@ async def _of_teachers(session: AsyncSession) -> list[Sample]:
     ]
     leases = await teachers.live_leases(session)
     return [*samples, Sample("tide_teacher_leases", len(leases))]
+
+
+def _of_phase(run: PhaseRunRow, now: datetime) -> Iterator[Sample]:
+    if run.submitted_at is not None:
+        labels = (run.job_id, str(run.phase))
+        heard = run.last_report_at or run.submitted_at
+        yield Sample("tide_job_phase_age_seconds", (now - run.submitted_at).total_seconds(), labels)
+        yield Sample("tide_job_report_age_seconds", (now - heard).total_seconds(), labels)
 
 
 def _of_progress(job: JobRow) -> Iterator[Sample]:
@@ -107,5 +119,7 @@ def _of_metric(job_id: str, name: str, step: int, value: float) -> Iterator[Samp
         yield Sample("tide_job_loss", value, (job_id, rest or "total"))
     elif head == "held_out":
         yield Sample("tide_job_held_out", value, (job_id, rest))
+    elif head == "teacher_tail_mass":
+        yield Sample("tide_job_teacher_tail_mass_ratio", value, (job_id, rest))
     elif name in _OF_STEP:
         yield Sample(_OF_STEP[name], value, (job_id,))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db.tables import LeaderLeaseRow
@@ -60,6 +62,11 @@ async def acquire(
     row.expires_at = now + lifetime
     await session.flush()
     return Leadership(role, holder, row.fencing)
+
+
+async def leases(session: AsyncSession) -> Sequence[LeaderLeaseRow]:
+    """Who leads in which role, and until when."""
+    return (await session.scalars(select(LeaderLeaseRow).order_by(LeaderLeaseRow.role))).all()
 
 
 async def check(session: AsyncSession, leadership: Leadership) -> None:

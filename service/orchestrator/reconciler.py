@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import timedelta
+from typing import get_args
 
 import structlog
 from sqlalchemy.exc import IntegrityError
@@ -16,8 +17,9 @@ from sqlalchemy.exc import IntegrityError
 from service.clock import utc_now
 from service.db.session import Database
 from service.jobs import repository as jobs
+from service.observability.metrics import ACTIONS, LOOK_SECONDS
 from service.orchestrator import leadership, snapshots
-from service.orchestrator.actions import Wait
+from service.orchestrator.actions import Action, Wait
 from service.orchestrator.compute import Compute, ComputeUnavailableError
 from service.orchestrator.decide import Limits, decide
 from service.orchestrator.execution import Executor
@@ -33,6 +35,10 @@ _STEPS_PER_LOOK = 12
 """Bound on the actions for one job in one look, should two rules ever disagree for ever."""
 
 log = structlog.get_logger(__name__)
+
+for _action in get_args(Action):  # from 0 on: a first action is a rise too
+    if _action is not Wait:
+        ACTIONS.labels(_action.__name__)
 
 
 class Reconciler:
@@ -99,7 +105,8 @@ class Reconciler:
 
     async def _look_and_survive(self) -> None:
         try:
-            await self.look()
+            with LOOK_SECONDS.time():
+                await self.look()
             self._looked_at = utc_now()
         except ComputeUnavailableError as error:
             log.warning("cluster.unavailable", reason=error.message)
@@ -163,6 +170,7 @@ class Reconciler:
             return False
         log.info("reconciler.action", job_id=job_id, attempt=attempt, state=job.state, action=repr(action))
         await executor.execute(job_id, version, action)
+        ACTIONS.labels(type(action).__name__).inc()
         if job.state is JobState.QUEUED:
             self._observer.count_new_job()
         return True

@@ -15,7 +15,7 @@ from service.orchestrator.pools import PoolSnapshot
 from service.teachers import repository as teachers
 from service.teachers.tables import LeaseRow, TeacherRow
 from tide_core.contracts.job import ResolvedJobSpec
-from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
+from tide_core.contracts.states import ACTIVE_STATES, TERMINAL_STATES, JobState, Phase
 from tide_core.contracts.teacher import TeacherPool, phase_needs_teacher
 
 AT_REST = TERMINAL_STATES | {JobState.PAUSED}
@@ -31,7 +31,7 @@ async def jobs_with_work(session: AsyncSession) -> Sequence[str]:
 
 async def active_jobs(session: AsyncSession) -> int:
     """How many jobs are being worked on: neither queued nor at rest."""
-    query = select(func.count()).where(JobRow.state.not_in(AT_REST | {JobState.QUEUED}))
+    query = select(func.count()).where(JobRow.state.in_(ACTIVE_STATES))
     return await session.scalar(query) or 0
 
 

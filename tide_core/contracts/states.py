@@ -22,6 +22,8 @@ class JobState(StrEnum):
 
 
 TERMINAL_STATES = frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED})
+ACTIVE_STATES = frozenset(JobState) - TERMINAL_STATES - {JobState.QUEUED, JobState.PAUSED}
+"""The job is being worked on; how many may be is bounded (`max_active_jobs`)."""
 
 ALLOWED_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.PREPARING, JobState.CANCELLING, JobState.FAILED}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,16 +14,18 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
+from service.auth.service import AttemptIdentity
 from service.clock import utc_now
 from service.db.session import Database
-from service.jobs import repository
+from service.jobs import reports, repository
 from service.jobs.state_machine import transition
 from service.jobs.tables import MetricRow
 from service.observability import metrics_document
-from service.observability.metrics import GAUGES
+from service.observability.metrics import GAUGES, REGISTRY
 from service.observability.readings import _OF_STEP
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
+from tide_core.contracts.reporting import Finished, Report, ReportBatch
 from tide_core.contracts.states import JobState, Phase
 
 PostJob = Callable[..., Awaitable[dict[str, Any]]]
@@ -73,6 +76,7 @@ async def test_metrics_tell_jobs_progress_and_requests(
     running, failed = (await post_job())["id"], (await post_job())["id"]
     async with database.write() as session:
         job = await repository.lock(session, running)
+        await transition(session, job, JobState.PREPARING, "x")
         job.progress = {"phase": "train", "completed": 3, "total": 12}
         job = await repository.lock(session, failed)
         await transition(session, job, JobState.FAILED, "x", error_code="x")
@@ -82,7 +86,7 @@ async def test_metrics_tell_jobs_progress_and_requests(
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert samples["tide_jobs", "queued"] == 1
+    assert samples["tide_jobs", "preparing"] == 1
     assert samples["tide_jobs", "failed"] == 1
     assert samples["tide_jobs", "running"] == 0
     assert samples["tide_job_progress_ratio", running, "train"] == 0.25
@@ -104,11 +108,13 @@ async def test_metrics_tell_how_training_goes(
     values = {1: {"loss": 9.0}, 2: {"loss": 4.0, "loss/kl": 3.0, "unheard_of": 1.0}}
     async with database.write() as session:
         job = await repository.lock(session, job_id)
-        job.started_at = utc_now()
+        if job.state is JobState.QUEUED:  # the reconciler may have been faster
+            await transition(session, job, JobState.PREPARING, "x")
         for step, figures in values.items():
             for name, value in figures.items():
                 session.add(_metric(job_id, name, step, value))
         session.add(_metric(job_id, "held_out/nelbo", 1, 2.5))
+        session.add(_metric(job_id, "teacher_tail_mass/1", 2, 0.25))
         run = await repository.ensure_phase_run(session, job_id, 1, Phase.TRAIN)
         run.submitted_at = utc_now() - timedelta(seconds=90)
     async with _client(complete_app) as client:
@@ -117,15 +123,58 @@ async def test_metrics_tell_how_training_goes(
     assert samples["tide_job_loss", job_id, "total"] == 4.0
     assert samples["tide_job_loss", job_id, "kl"] == 3.0
     assert samples["tide_job_held_out", job_id, "nelbo"] == 2.5
+    assert samples["tide_job_teacher_tail_mass_ratio", "1", job_id] == 0.25
     assert 90 <= samples["tide_job_report_age_seconds", job_id, "train"] < 120
+    assert 90 <= samples["tide_job_phase_age_seconds", job_id, "train"] < 120
     assert "tide_reconciler_is_leader" in {name for name, *_ in samples}
     assert samples["tide_database_connections", "in_use"] >= 1
+    assert samples["tide_database_connections_limit",] >= 8
+
+
+async def test_metrics_tell_who_leads_and_what_it_did(complete_app: FastAPI, post_job: PostJob) -> None:
+    reconciler = complete_app.state.context.reconciler
+    await post_job()
+
+    async def read() -> dict[tuple[str, ...], float]:
+        async with _client(complete_app) as client:
+            return _samples((await client.get("/metrics")).text)
+
+    before = await read()
+    looks = ("tide_reconciler_look_duration_seconds_count",)
+    deadline = utc_now() + timedelta(seconds=20)
+    while (now := await read())[looks] < before[looks] + 2 or not now["tide_reconciler_is_leader",]:
+        assert utc_now() < deadline
+        reconciler.wake()
+        await asyncio.sleep(0.05)
+    assert now["tide_leader_lease_fencing", "reconciler"] == 1
+    assert 0 < now["tide_leader_lease_remaining_seconds", "reconciler"] <= 5
+    advances = ("tide_reconciler_actions_total", "Advance")
+    assert now[advances] > before[advances], "the job went on from its queue"
+
+
+async def test_the_end_of_a_phase_is_timed(database: Database, post_job: PostJob) -> None:
+    job_id = (await post_job())["id"]
+
+    def ended(suffix: str) -> float:
+        labels = {"phase": "evaluate", "outcome": "finished"}
+        return REGISTRY.get_sample_value(f"tide_phase_duration_seconds_{suffix}", labels) or 0.0
+
+    count, seconds = ended("count"), ended("sum")
+    async with database.write() as session:
+        run = await repository.ensure_phase_run(session, job_id, 1, Phase.EVALUATE)
+        run.submitted_at = utc_now() - timedelta(seconds=40)
+        report = Report(sequence=1, time=utc_now(), body=Finished())
+        identity = AttemptIdentity(job_id, 1, Phase.EVALUATE, is_revoked=False)
+        await reports.store(session, identity, ReportBatch(reports=(report,)))
+    assert ended("count") == count + 1
+    assert 40 <= ended("sum") - seconds < 60
 
 
 def test_what_the_workers_report_has_a_gauge() -> None:
     assert set(_OF_STEP.values()) <= set(GAUGES)
-    loop = (Path(__file__).parents[3] / "workers" / "student" / "loop.py").read_text()
-    assert all(f'"{name}"' in loop for name in _OF_STEP), "a figure was renamed in the trainer"
+    student = Path(__file__).parents[3] / "workers" / "student"
+    text = (student / "loop.py").read_text() + (student / "stream.py").read_text()
+    assert all(f'"{name}"' in text for name in _OF_STEP), "a figure was renamed in the trainer"
 
 
 def _metric(job_id: str, name: str, step: int, value: float) -> MetricRow:
