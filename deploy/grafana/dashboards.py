@@ -38,6 +38,8 @@ class Panel:
     red_above: float | None = None
     job: str | None = None
     """What stands for the job's id in links to its page and log."""
+    absent: str | None = None
+    """Why a run without trouble has no data here."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,29 @@ PAGES = {
                 {"{{job_id}} {{phase}}": "max by (job_id, phase) (tide_job_eta_seconds)"},
             ),
             Panel("Teacher pools by state", "short", {"{{state}}": "max by (state) (tide_teachers)"}),
-            Panel("Failed jobs by code", "short", {"{{code}}": "max by (code) (tide_jobs_failed)"}),
+            Panel("Attempts", "short", {"{{job_id}}": "max by (job_id) (tide_job_attempt)"}),
+            Panel(
+                "Failed jobs by code",
+                "short",
+                {"{{code}}": "max by (code) (tide_jobs_failed)"},
+                absent="no job failed",
+            ),
+            Panel(
+                "Duration of half of the phases",
+                "s",
+                {
+                    "{{phase}}": "histogram_quantile(0.5, sum by (le, phase)"
+                    " (rate(tide_phase_duration_seconds_bucket[1d])))"
+                },
+            ),
+            Panel(
+                "Ended phases a day",
+                "short",
+                {
+                    "{{phase}} {{outcome}}": "sum by (phase, outcome)"
+                    " (increase(tide_phase_duration_seconds_count[1d]))"
+                },
+            ),
         ),
     ),
     "job": Page(
@@ -107,6 +131,32 @@ PAGES = {
             Panel("Expected rest", "s", {"{{phase}}": f"max by (phase) (tide_job_eta_seconds{_JOB})"}),
             Panel("Optimiser step", "short", {"step": f"max(tide_job_step{_JOB})"}),
             Panel("Learning rate", "sci", {"rate": f"max(tide_job_learning_rate{_JOB})"}),
+            Panel(
+                "What the teacher's answers take",
+                "s",
+                {
+                    "longest queue": f"max(tide_job_teacher_queue_seconds{_JOB})",
+                    "compute": f"max(tide_job_teacher_compute_seconds{_JOB})",
+                },
+            ),
+            Panel(
+                "Answered by the score cache, left out by top-k",
+                "percentunit",
+                {
+                    "cache hits": f"max(tide_job_teacher_cache_hit_ratio{_JOB})",
+                    "tail at temperature {{temperature}}": "max by (temperature)"
+                    f" (tide_job_teacher_tail_mass_ratio{_JOB})",
+                },
+            ),
+            Panel(
+                "Age of the running phase and of its last report",
+                "s",
+                {
+                    "{{phase}}": f"max by (phase) (tide_job_phase_age_seconds{_JOB})",
+                    "{{phase}}, last report": f"max by (phase) (tide_job_report_age_seconds{_JOB})",
+                },
+            ),
+            Panel("Size of the answers", "bytes", {"a step": f"max(tide_job_teacher_answer_bytes{_JOB})"}),
         ),
         variable=("job_id", "label_values(tide_job_attempt, job_id)"),
     ),
@@ -125,6 +175,85 @@ PAGES = {
                 "percentunit",
                 {"{{job_id}}": "job:tide_teacher_wait:ratio"},
                 red_above=0.3,
+            ),
+            Panel(
+                "Wait in the queue",
+                "s",
+                {
+                    "{{application}} median": "histogram_quantile(0.5, sum by (le, application)"
+                    f" (rate(tide_teacher_queue_delay_seconds_bucket{_POOL}[5m])))",
+                    "{{application}} 95 %": "histogram_quantile(0.95, sum by (le, application)"
+                    f" (rate(tide_teacher_queue_delay_seconds_bucket{_POOL}[5m])))",
+                },
+                red_above=1,
+            ),
+            Panel(
+                "Tokens that wait",
+                "short",
+                {"{{application}}": f"sum by (application) (tide_teacher_queued_tokens{_POOL})"},
+            ),
+            Panel(
+                "Tokens a second",
+                "short",
+                {
+                    "{{application}} {{kind}}": "sum by (application, kind)"
+                    f" (rate(tide_teacher_tokens_total{_POOL}[5m]))"
+                },
+            ),
+            Panel(
+                "Tokens a second by job",
+                "short",
+                {"{{job_id}}": f"sum by (job_id) (tide_teacher_job_tokens_per_second{_POOL})"},
+            ),
+            Panel(
+                "Share of the pool by job",
+                "percentunit",
+                {
+                    "{{application}} {{job_id}}": "sum by (application, job_id)"
+                    f" (tide_teacher_job_tokens_per_second{_POOL}) / on (application) group_left"
+                    f" sum by (application) (tide_teacher_job_tokens_per_second{_POOL})"
+                },
+            ),
+            Panel(
+                "How full the forwards are, and the replicas busy",
+                "percentunit",
+                {
+                    "{{application}} batch": "sum by (application)"
+                    f" (rate(tide_teacher_batch_occupancy_ratio_sum{_POOL}[5m])) / sum by (application)"
+                    f" (rate(tide_teacher_batch_occupancy_ratio_count{_POOL}[5m]))",
+                    "{{application}} busy": "avg by (application)"
+                    f" (rate(tide_teacher_compute_seconds_total{_POOL}[5m]))",
+                },
+            ),
+            Panel(
+                "Requests",
+                "reqps",
+                {
+                    "{{application}} {{outcome}}": "sum by (application, outcome)"
+                    f" (rate(tide_teacher_requests_total{_POOL}[5m]))"
+                },
+            ),
+            Panel(
+                "Jobs that wait",
+                "short",
+                {"{{application}}": f"max by (application) (tide_teacher_queued_jobs{_POOL})"},
+            ),
+            Panel(
+                "Replicas whose answers are sound",
+                "short",
+                {
+                    "{{application}} sound": f"sum by (application) (tide_teacher_is_sound{_POOL})",
+                    "{{application}} {{result}} rounds an hour": "sum by (application, result)"
+                    f" (rate(tide_teacher_attestations_total{_POOL}[1h]) * 3600)",
+                },
+            ),
+            Panel(
+                "Memory of the largest replica",
+                "bytes",
+                {
+                    "{{application}} {{kind}}": "max by (application, kind)"
+                    f" (tide_teacher_memory_bytes{_POOL})"
+                },
             ),
         ),
         variable=("application", "label_values(tide_teacher_ready_replicas, application)"),
@@ -151,6 +280,7 @@ PAGES = {
                     " / sum(rate(tide_http_requests_total[5m]))"
                 },
                 red_above=0.05,
+                absent="no request failed",
             ),
             Panel("Leaders", "short", {"leaders": "sum(tide_reconciler_is_leader)"}),
             Panel(
@@ -162,20 +292,54 @@ PAGES = {
             Panel(
                 "Database connections",
                 "short",
-                {"{{instance}} {{state}}": "max by (instance, state) (tide_database_connections)"},
-                red_above=25,
+                {
+                    "{{instance}} {{state}}": "max by (instance, state) (tide_database_connections)",
+                    "{{instance}} limit": "max by (instance) (tide_database_connections_limit)",
+                },
             ),
             Panel(
                 "Reports stored", "reqps", {"{{type}}": "sum by (type) (rate(tide_reports_stored_total[5m]))"}
+            ),
+            Panel(
+                "Duration of 95 % of the reconciler's looks",
+                "s",
+                {
+                    "{{instance}}": "histogram_quantile(0.95, sum by (le, instance)"
+                    " (rate(tide_reconciler_look_duration_seconds_bucket[5m])))"
+                },
+                red_above=10,
+            ),
+            Panel(
+                "Actions of the reconciler",
+                "short",
+                {"{{action}}": "sum by (action) (increase(tide_reconciler_actions_total[5m]))"},
+            ),
+            Panel(
+                "Rest of the leader's lease",
+                "s",
+                {"{{role}}": "max by (role) (tide_leader_lease_remaining_seconds)"},
+            ),
+            Panel(
+                "Changes of the leader", "short", {"{{role}}": "max by (role) (tide_leader_lease_fencing)"}
             ),
         ),
     ),
 }
 
 
-def queries() -> list[str]:
-    """Every query of every panel."""
-    return [query for page in PAGES.values() for panel in page.panels for query in panel.queries.values()]
+def queries() -> dict[str, str | None]:
+    """Every query of every panel, and why it has no data in a run without trouble (None: it has)."""
+    return {
+        query: panel.absent
+        for page in PAGES.values()
+        for panel in page.panels
+        for query in panel.queries.values()
+    }
+
+
+def with_variables(query: str, job_id: str, application: str) -> str:
+    """A query as Grafana sends it once a job and a pool are chosen."""
+    return query.replace("$job_id", job_id).replace("$application", application)
 
 
 def document(name: str) -> str:
