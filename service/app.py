@@ -25,8 +25,11 @@ from service.orchestrator.reconciler import Reconciler
 from service.settings import Settings
 from service.teachers.endpoints import router as teachers_router
 from service.web.endpoints import install as install_web
+from tide_core.tracing import Tracing
 
 API_VERSION = "1"
+_LAST_LOOK_SECONDS = 10.0
+"""A look that hangs longer than this, on a cluster that is away, is cut off."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +43,9 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
 
     Returns:
         An application whose lifespan migrates the database and runs the reconciler.
+
+    Raises:
+        InvalidInputError: ``tracing_not_installed``.
     """
     app = FastAPI(
         title="Tide",
@@ -50,9 +56,10 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
         redoc_url=None,
     )
     database = Database(settings.resolved_database_url)
-    reconciler = None if compute is None else Reconciler(database, compute, settings)
-    app.state.context = AppContext(settings, database, compute, reconciler)
-    app.add_middleware(RequestContextMiddleware)
+    tracing = Tracing("tide-control-plane", settings.tracing_endpoint)
+    reconciler = None if compute is None else Reconciler(database, compute, settings, tracing)
+    app.state.context = AppContext(settings, database, compute, reconciler, tracing)
+    app.add_middleware(RequestContextMiddleware, tracing=tracing)
     install_error_handlers(app)
     resources = _resources()
     app.include_router(resources, prefix="/v1")
@@ -84,9 +91,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if task is not None:
+        if task is not None and context.reconciler is not None:
+            context.reconciler.stop()
+            await asyncio.wait({task}, timeout=_LAST_LOOK_SECONDS)
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await context.database.close()
+        await asyncio.to_thread(context.tracing.close)
         log.info("control_plane.stopped")

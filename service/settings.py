@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """Pause after which an idle event stream sends a comment, so that proxies keep it open."""
     log_level: str = "INFO"
     """Least severe level that is logged."""
+    tracing_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]+")
+    """Base URL of an OpenTelemetry collector, such as `http://collector:4318`; default: no traces."""
     migrate_on_start: bool = True
     """Bring the database to the newest schema at start; turn off where a deployment migrates on its own."""
 

@@ -33,11 +33,15 @@ STUDENT = {
 }
 
 
-class Service:
-    """`tide up` of one folder, killed and started again."""
+_UP = (sys.executable, "-m", "service.cli.main", "up")
 
-    def __init__(self, folder: Path) -> None:
+
+class Service:
+    """`tide up` of one folder, killed and started again; ``flags`` are further options of it."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
+        self._flags = flags
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -45,7 +49,7 @@ class Service:
         """Start it and wait until it is ready."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDE_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli.main", "up", "--data-dir", str(self.folder), "--port", "0"],
+            [*_UP, "--data-dir", str(self.folder), "--port", "0", *self._flags],
             stdout=subprocess.DEVNULL,
             env=environment,
         )

@@ -6,6 +6,7 @@ it works (see `workers.reporting`); here only the last word is said.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import structlog
 from tide_core.contracts.errors import InvalidInputError, RetryableScoreError, TideError
 from tide_core.contracts.reporting import AnyReport, AttemptBrief, Failed, Finished
 from tide_core.contracts.states import Phase
+from tide_core.tracing import ENV_TRACEPARENT, ENV_TRACING_ENDPOINT, Attribute, Tracing
 from workers.cluster import WorkerLostError
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import AttemptFencedError, ControlPlane
@@ -42,9 +44,28 @@ def main() -> int:
     structlog.contextvars.bind_contextvars(
         job_id=brief.job_id, attempt=brief.attempt, phase=brief.phase.value
     )
-    last_word = run_phase(brief, phase_function(brief.phase))
-    say(last_word)
+    tracing = _tracing()
+    facts: dict[str, Attribute] = {"tide.job_id": brief.job_id, "tide.attempt": brief.attempt}
+    with tracing.span(
+        f"phase {brief.phase}", parent=os.environ.get(ENV_TRACEPARENT), kind="consumer", attributes=facts
+    ) as span:
+        last_word = run_phase(brief, phase_function(brief.phase))
+        if span is not None and isinstance(last_word, Failed):
+            span.fail(f"{last_word.code}: {last_word.message}")
+        with tracing.span("deliver the last report"):
+            say(last_word)
+    tracing.close()
     return 0 if isinstance(last_word, Finished) else 1
+
+
+def _tracing() -> Tracing:
+    """As the control plane asked for it; a worker without the packages works on without."""
+    endpoint = os.environ.get(ENV_TRACING_ENDPOINT)
+    try:
+        return Tracing("tide-worker", endpoint)
+    except InvalidInputError as error:
+        log.warning("tracing.off", reason=error.message)
+        return Tracing("tide-worker", None)
 
 
 def phase_function(phase: Phase) -> PhaseFunction:

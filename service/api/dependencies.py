@@ -13,6 +13,7 @@ from service.db.session import Database
 from service.orchestrator.compute import Compute
 from service.orchestrator.reconciler import Reconciler
 from service.settings import Settings
+from tide_core.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class AppContext:
     compute: Compute | None
     """How Ray is reached; none in a control plane that only keeps records."""
     reconciler: Reconciler | None
+    tracing: Tracing
 
     async def wake_reconciler(self) -> None:
         """Let the reconciler look at once instead of at the end of its interval."""

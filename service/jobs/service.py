@@ -21,6 +21,7 @@ from tide_core.contracts.errors import ConflictError
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.states import TERMINAL_STATES, JobState
+from tide_core.tracing import current_traceparent
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ async def _store(
         variant=resolved.variant,
         created_at=now,
         updated_at=now,
+        traceparent=current_traceparent(),
     )
     session.add(job)
     await session.flush()

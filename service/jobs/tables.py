@@ -61,6 +61,8 @@ class JobRow(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """First entry into `preparing`."""
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    traceparent: Mapped[str | None] = mapped_column(String(64))
+    """W3C trace context of the request that posted it, where tracing is on."""
 
 
 class AttemptRow(Base):

@@ -8,6 +8,8 @@ from typing import TextIO
 
 import structlog
 
+from tide_core.tracing import current_traceparent
+
 
 def configure_logging(level: str, stream: TextIO | None = None) -> None:
     """Send every log, ours and the libraries', to a stream (stderr) as one JSON object a line."""
@@ -38,3 +40,9 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     root.setLevel(level.upper())
     for noisy in ("uvicorn.access", "httpx", "httpcore", "aiosqlite", "sse_starlette", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def trace_fields() -> dict[str, str]:
+    """What ties a log line to the span that it was written in; empty without tracing."""
+    traceparent = current_traceparent()
+    return {} if traceparent is None else {"trace_id": traceparent.split("-")[1]}

@@ -27,7 +27,7 @@ from service.orchestrator.actions import (
     Wait,
 )
 from service.orchestrator.compute import Compute, ComputeRefusedError, Submission
-from service.orchestrator.environment import compute_environment
+from service.orchestrator.environment import compute_environment, tracing_environment
 from service.orchestrator.leadership import Leadership
 from service.settings import Settings
 from service.teachers import service as teachers
@@ -110,6 +110,7 @@ class Executor:
             submission_id=submission_id(job.id, job.attempt, phase),
             entrypoint=shlex.join([self._settings.worker_python, "-m", WORKER_MODULE]),
             environment=compute_environment(threads)
+            | tracing_environment(self._settings.tracing_endpoint)
             | {ENV_CONTROL_URL: self._settings.resolved_control_url, ENV_ATTEMPT_TOKEN: token},
             labels={"tide_job": job.id, "tide_attempt": str(job.attempt), "tide_phase": str(phase)},
         )

@@ -29,6 +29,7 @@ from service.orchestrator.pool_keeper import PoolKeeper
 from service.settings import Settings
 from tide_core.contracts.errors import ConflictError
 from tide_core.contracts.states import JobState
+from tide_core.tracing import Attribute, Tracing
 
 ROLE = "reconciler"
 _STEPS_PER_LOOK = 12
@@ -48,9 +49,13 @@ class Reconciler:
         database: where the truth is.
         compute: the cluster.
         settings: intervals, limits, addresses that workers are told.
+        tracing: makes a span of every action, in the trace of the request that posted the job.
     """
 
-    def __init__(self, database: Database, compute: Compute, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, compute: Compute, settings: Settings, tracing: Tracing | None = None
+    ) -> None:
+        self._tracing = tracing or Tracing("tide-control-plane", None)
         self._database = database
         self._compute = compute
         self._settings = settings
@@ -59,6 +64,7 @@ class Reconciler:
         self._pools = PoolKeeper(database, compute, settings)
         self._leadership: Leadership | None = None
         self._wake = asyncio.Event()
+        self._is_stopping = False
         self._looked_at = utc_now()
         self._limits = Limits(
             teacher_start=settings.teacher_start_timeout_seconds, pause=settings.pause_timeout_seconds
@@ -78,10 +84,15 @@ class Reconciler:
         """Look now instead of at the end of the interval."""
         self._wake.set()
 
+    def stop(self) -> None:
+        """Let :meth:`run` end after its present look: cut off, that would leave a transaction half-way."""
+        self._is_stopping = True
+        self._wake.set()
+
     async def run(self) -> None:
-        """Look, pause, and again, until cancelled; then let the next control plane lead at once."""
+        """Look, pause, and again, until stopped or cancelled; then let the next one lead at once."""
         try:
-            while True:
+            while not self._is_stopping:
                 await self._look_and_survive()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._settings.reconcile_interval_seconds)
@@ -169,7 +180,14 @@ class Reconciler:
         if isinstance(action, Wait):
             return False
         log.info("reconciler.action", job_id=job_id, attempt=attempt, state=job.state, action=repr(action))
-        await executor.execute(job_id, version, action)
+        facts: dict[str, Attribute] = {
+            "tide.job_id": job_id,
+            "tide.attempt": attempt,
+            "tide.state": str(job.state),
+        }
+        name = f"reconcile {type(action).__name__}"
+        with self._tracing.span(name, parent=job.traceparent, attributes=facts):
+            await executor.execute(job_id, version, action)
         ACTIONS.labels(type(action).__name__).inc()
         if job.state is JobState.QUEUED:
             self._observer.count_new_job()

@@ -266,3 +266,18 @@ def test_options_open_what_they_need(renders: dict[str, list[Manifest]]) -> None
     assert not allowed(renders["defaults"], "ray-worker", "internet", 6443)
     assert allowed(renders["large-cluster"], "ray-head", "stranger", 6379)
     assert not allowed(renders["defaults"], "ray-head", "stranger", 6379)
+
+
+def test_only_traced_pods_reach_the_collector(render: Render) -> None:
+    endpoint = "http://otel-collector.monitoring.svc:4318"
+    off, on = render("kind-cpu"), render("kind-cpu", [f"monitoring.tracing.endpoint={endpoint}"])
+    senders = {source for source in OURS if allowed(on, source, "prometheus", 4318)}
+    assert senders == {"control-plane", "ray-head", "ray-worker"}
+    assert not [source for source in OURS if allowed(off, source, "prometheus", 4318)]
+    assert [_tracing_of(manifests) for manifests in (off, on)] == [[], [endpoint]]
+
+
+def _tracing_of(manifests: list[Manifest]) -> list[str]:
+    (deployment,) = [each for each in manifests if each["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return [each["value"] for each in container["env"] if each["name"] == "TIDE_TRACING_ENDPOINT"]
