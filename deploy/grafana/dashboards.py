@@ -81,11 +81,11 @@ PAGES = {
                 absent="no job failed",
             ),
             Panel(
-                "Duration of half of the phases",
+                "Mean duration of a phase",
                 "s",
                 {
-                    "{{phase}}": "histogram_quantile(0.5, sum by (le, phase)"
-                    " (rate(tide_phase_duration_seconds_bucket[1d])))"
+                    "{{phase}}": "sum by (phase) (increase(tide_phase_duration_seconds_sum[1d]))"
+                    " / sum by (phase) (increase(tide_phase_duration_seconds_count[1d]))"
                 },
             ),
             Panel(
@@ -320,7 +320,9 @@ PAGES = {
                 {"{{role}}": "max by (role) (tide_leader_lease_remaining_seconds)"},
             ),
             Panel(
-                "Changes of the leader", "short", {"{{role}}": "max by (role) (tide_leader_lease_fencing)"}
+                "Fencing number of the leader",
+                "short",
+                {"{{role}}": "max by (role) (tide_leader_lease_fencing)"},
             ),
         ),
     ),

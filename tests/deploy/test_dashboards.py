@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import importlib.util
 import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grafana_code import dashboards
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from running_prometheus import Prometheus, running_prometheus
 
@@ -28,19 +27,6 @@ from tide_core.contracts.metrics import TEACHER_METRICS, Metric
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "helm" / "tide" / "files"
 PATIENCE_SECONDS = 30.0
-
-
-def _module() -> Any:
-    spec = importlib.util.spec_from_file_location("tide_dashboards", ROOT / "deploy/grafana/dashboards.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-dashboards = _module()
 
 
 @pytest.mark.parametrize("name", dashboards.PAGES)

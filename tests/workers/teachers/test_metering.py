@@ -120,3 +120,13 @@ def test_attestations_are_counted_and_their_result_stays_known(bench: Bench) -> 
 def test_memory_is_that_of_this_process() -> None:
     resident = memory_in_use()["resident"]
     assert 50 << 20 < resident < 64 << 30
+
+
+def test_on_a_gpu_its_memory_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU needed: torch is made to answer as one with memory in use would."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda: 3)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 5)
+    sizes = memory_in_use()
+    assert (sizes["gpu_allocated"], sizes["gpu_reserved"]) == (3, 5)
+    assert set(sizes) == {"resident", "gpu_allocated", "gpu_reserved"}
