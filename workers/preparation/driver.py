@@ -188,6 +188,8 @@ def _on_cluster(
 
 
 def _apply(function: Callable[[RowBatch], ShardReport], batch: RowBatch) -> ShardReport:
+    # A task has one core: tokenizers would start a thread for each of the node's in every task.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return function(batch)
 
 
