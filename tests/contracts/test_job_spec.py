@@ -69,6 +69,10 @@ def test_an_explicit_context_outranks_the_variants() -> None:
         ({"objective": "tide"}, "objective"),
         ({"objective": []}, "objective"),
         ({"data": {"sources": [{"location": "x"}], "student_length": 100}}, "block_size"),
+        ({"hyperparameters": {"micro_batch_tokens": 1023}}, "at least 1024"),
+        ({"resources": {"sharding": "fsdp"}}, "raise student_workers"),
+        ({"resources": {"sharding": "fsdp", "student_workers": 2, "gpus_per_worker": 0.5}}, "whole GPU"),
+        ({"resources": {"sharding": "zero"}}, "sharding"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ],
 )

@@ -148,7 +148,12 @@ class Hyperparameters(Contract):
     global_batch_size: int = Field(default=64, ge=1)
     """Sequences per optimiser step, over all workers and micro-batches."""
     micro_batch_size: int = Field(default=8, ge=1)
-    """Sequences per forward on one worker."""
+    """Sequences per forward on one worker, at most. A worker's part of a step is sorted by length first, so
+    that the sequences of a forward need little padding; the loss of a step does not depend on it."""
+    micro_batch_tokens: int | None = Field(default=None, ge=2)
+    """Positions per forward on one worker, padding and the clean copy included, at most; at least twice
+    `data.student_length`. Bounds memory by what a forward really holds, so that `micro_batch_size` may be
+    large: many short sequences share a forward, few long ones do."""
     learning_rate: float = Field(default=5e-5, gt=0)
     learning_rate_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -160,6 +165,9 @@ class Hyperparameters(Contract):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the student; `auto` is bfloat16 where the device computes in it, float32 elsewhere."""
     activation_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the student's layers (`torch.compile`); the first step takes minutes, later ones less."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -182,6 +190,9 @@ class Resources(Contract):
     cpus_per_teacher: float = Field(default=1, gt=0)
     teacher_share: float = Field(default=1.0, gt=0, le=1000)
     """Weight of this job in the pool's fair queue, relative to the other jobs on the same teacher."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """How the student lies on the trainers: whole on each, or in parts (FSDP2) where weights, gradients and
+    moments, 16 bytes a parameter, do not fit one GPU. States and exports are the same files either way."""
     prefetch_steps: int = Field(default=2, ge=0, le=64)
     """Steps of score requests kept in flight ahead of the trainer."""
     score_cache: bool = True
@@ -189,6 +200,19 @@ class Resources(Contract):
     and masks (another objective over the same data, say) does not ask again."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Tries that the job's own failures may use up; the platform's failures do not count."""
+
+    @model_validator(mode="after")
+    def _parts_have_places(self) -> Self:
+        if self.sharding == "fsdp" and self.student_workers < 2:
+            raise ValueError(
+                "sharding 'fsdp' splits the student over trainers: raise student_workers to 2 or more, or "
+                "use sharding 'none'"
+            )
+        if self.sharding == "fsdp" and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                "sharding 'fsdp' needs a whole GPU a trainer (gpus_per_worker 1), or none at all (0)"
+            )
+        return self
 
 
 class CheckpointPolicy(Contract):
@@ -255,6 +279,16 @@ class JobSpec(Contract):
             raise ValueError(
                 f"data.student_length ({self.data.student_length}) must be a multiple of "
                 f"student.block_size ({self.student.block_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _any_sequence_fits_a_micro_batch(self) -> Self:
+        tokens, longest = self.hyperparameters.micro_batch_tokens, 2 * self.data.student_length
+        if tokens is not None and tokens < longest:
+            raise ValueError(
+                f"hyperparameters.micro_batch_tokens ({tokens}) must be at least {longest}: a sequence of "
+                f"data.student_length ({self.data.student_length}) takes a noisy and a clean copy"
             )
         return self
 

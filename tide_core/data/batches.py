@@ -134,12 +134,37 @@ def _visits(members: int, weight: float) -> int:
     return math.floor(weight) * members + round((weight - math.floor(weight)) * members)
 
 
-def micro_batches(visits: Sequence[Visit], size: int) -> list[list[Visit]]:
-    """Consecutive groups of at most ``size`` visits.
+def micro_batches(lengths: Sequence[int], size: int, tokens: int | None = None) -> list[list[int]]:
+    """Deal sequences to as few micro-batches as the bounds allow, each of like lengths, the longest first.
+
+    A pure function of the lengths; equal ones keep their order. The longest first, so that what a step needs
+    of memory is needed at its beginning.
+
+    Args:
+        lengths: positions of each sequence in a forward.
+        size: at most so many sequences in a micro-batch.
+        tokens: at most so many positions, padding included; None sets no bound.
+
+    Returns:
+        Places in ``lengths``; every place once.
 
     Raises:
-        InvalidInputError: a size below 1.
+        InvalidInputError: a size below 1, or a sequence that alone is beyond ``tokens``.
     """
     if size < 1:
         raise InvalidInputError("a micro-batch needs at least one sequence", param="micro_batch_size")
-    return [list(visits[start : start + size]) for start in range(0, len(visits), size)]
+    longest = max(lengths, default=0)
+    if tokens is not None and longest > tokens:
+        raise InvalidInputError(
+            f"a sequence takes {longest} positions, a micro-batch at most {tokens}: raise micro_batch_tokens",
+            param="micro_batch_tokens",
+        )
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    groups: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        # All of a group are padded to its first.
+        fitting = size if tokens is None else min(size, tokens // max(1, lengths[order[start]]))
+        groups.append(order[start : start + fitting])
+        start += fitting
+    return groups

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
@@ -215,6 +216,20 @@ def compact_layout_two_views(
     if groups.numel() and int(groups.max()) > 2:
         raise ShapeError("groups may hold 0, 1 and 2 only", param="groups")
     return _layout([groups == 1, groups == 2], lengths, block_size, pad_multiple, is_compact=True)
+
+
+def compact_length(is_masked: Bool[np.ndarray, " student_seq"], block_size: int) -> int:
+    """Positions that one sequence takes in :func:`compact_layout`, before padding to the longest of a batch.
+
+    Raises:
+        InvalidInputError: when the block size is not positive.
+    """
+    _require_positive("block_size", block_size)
+    kept = np.unique(np.flatnonzero(is_masked) // block_size)
+    if not kept.size:
+        return 0
+    noisy = np.minimum(is_masked.size - kept * block_size, block_size).sum()
+    return int(noisy + kept[-1] * block_size)
 
 
 def full_layout(

@@ -72,6 +72,24 @@ class BlockDiffusionStudent(DenseDecoder):
             )
         return cls._filled(config, decoder.checkpoint_tensors(), decoder)
 
+    @classmethod
+    def of_parameters(cls, config: DenseConfig, parameters: Mapping[str, Tensor]) -> BlockDiffusionStudent:
+        """A student that holds given tensors, not copied, under the names of ``named_parameters``.
+
+        Raises:
+            CheckpointError: a parameter is missing, unknown or of another shape.
+        """
+        with torch.device("meta"):
+            student = cls(config)
+        # A tied head has no parameter of its own; tied again below, it is the embedding's.
+        missing = {"lm_head.weight": parameters["embedding.weight"]} if config.tie_word_embeddings else {}
+        try:
+            student.load_state_dict({**missing, **parameters}, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"The parameters do not make up the student: {error}") from error
+        student._tie()
+        return student
+
     def with_vocabulary(self, vocab_size: int) -> BlockDiffusionStudent:
         """A copy with a larger vocabulary: new rows of embedding and head are the mean of the old ones.
 

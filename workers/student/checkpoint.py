@@ -13,9 +13,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from tide_core.contracts.errors import CheckpointError
 from tide_core.schedules.adaptive import AdaptiveProgress
 from workers.storage import local_path, publish_folder, read_bytes
+from workers.student.sharding import like, whole
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +73,10 @@ class CheckpointStore:
         self._keep = keep
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> SavedState:
-        """Write a state; an existing one of the same step is replaced."""
+        """Write a state; an existing one of the same step is replaced.
+
+        Of a model in parts the whole is written: the other trainers call :func:`assist` meanwhile.
+        """
         location = f"{self.root}/step-{state.step:08d}"
         target = local_path(location)
         if target is None:
@@ -167,23 +172,34 @@ class CheckpointStore:
         filesystem.rm(root, recursive=True)
 
 
+def assist(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give trainer 0, which saves, this trainer's part of a model in parts."""
+    for _ in chain(_weights(model), _moments(model, optimizer)):
+        pass
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield name, whole(parameter.detach())
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}/{key}", whole(torch.as_tensor(value).detach())
+
+
 def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> int:
-    weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
-    _save(weights, folder / MODEL)
-    moments = {
-        f"{name}/{key}": torch.as_tensor(value).detach().cpu()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    _save(moments, folder / OPTIMIZER)
+    _save(_weights(model), folder / MODEL)
+    _save(_moments(model, optimizer), folder / OPTIMIZER)
     sizes = {name: (folder / name).stat().st_size for name in (MODEL, OPTIMIZER)}
     content = {"format": FORMAT, "state": asdict(state), "files": sizes}
     (folder / STATE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     return sum(sizes.values()) + (folder / STATE).stat().st_size
 
 
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+def _save(tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, file)
 
 
 def load_state_weights(location: str, model: nn.Module) -> None:
@@ -224,7 +240,7 @@ def _load_model(file: Path, model: nn.Module) -> None:
                     f"{file} holds {name} as {list(tensor.shape)}, the model wants {list(parameter.shape)}.",
                     param=name,
                 )
-            parameter.copy_(tensor)
+            parameter.copy_(like(tensor, parameter))
 
 
 def _load_optimizer(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -234,7 +250,10 @@ def _load_optimizer(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     with safe_open(file, framework="pt") as stored:
         for key in stored.keys():  # noqa: SIM118 (not a dict)
             name, entry = key.rsplit("/", 1)
-            state.setdefault(numbers[id(parameters[name])], {})[entry] = stored.get_tensor(key)
+            parameter, tensor = parameters[name], stored.get_tensor(key)
+            # The count of steps is one number, whole on every trainer.
+            part = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            state.setdefault(numbers[id(parameter)], {})[entry] = part
     # The optimiser itself knows on which device it wants each of its tensors.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -130,6 +130,12 @@ def noisy_inputs(
     )
 
 
+def padding_ratio(batches: Sequence[MicroBatch]) -> float:
+    """Share of the student's positions in these forwards that are padding."""
+    padding = sum(int(batch.layout.is_padding.sum()) for batch in batches)
+    return padding / sum(batch.layout.is_padding.numel() for batch in batches)
+
+
 def _counts(drawn: Sequence[DrawnSample]) -> Normalisers:
     return Normalisers(
         maskable_tokens=sum(item.corruption.maskable_tokens for item in drawn),

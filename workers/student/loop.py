@@ -15,6 +15,7 @@ from tide_core.contracts.objective import TIDAL_TERMS
 from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics
 from tide_core.contracts.states import Phase
 from tide_core.data.batches import BatchPlan, micro_batches
+from tide_core.masks.block_attention import compact_length
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective import Normalisers, Objective
 from tide_core.schedules.adaptive import advance
@@ -22,11 +23,12 @@ from tide_core.schedules.tidal import tidal_lambda
 from workers.reporting.reporter import ProgressMeter, Reporter
 from workers.scores.prefetcher import AnsweredStep, Prefetcher
 from workers.scores.transport import ScoreTransport
-from workers.student.checkpoint import CheckpointStore, TrainingState
+from workers.student.checkpoint import CheckpointStore, TrainingState, assist
 from workers.student.collective import Collective
 from workers.student.drawing import Recipe, draw, noise_schedule
-from workers.student.feed import MicroBatch, collate
+from workers.student.feed import MicroBatch, collate, padding_ratio
 from workers.student.schedule import learning_rate, total_steps, training_progress
+from workers.student.sharding import evaluating, is_sharded
 from workers.student.step import (
     Progress,
     ShareOfLoss,
@@ -34,6 +36,7 @@ from workers.student.step import (
     StepResult,
     Stopwatch,
     build_optimizer,
+    compile_layers,
     part_names,
 )
 from workers.student.stream import (
@@ -134,7 +137,8 @@ def train(run: Run) -> Outcome:
     journal.start(state)
     with Prefetcher(run.transport, steps, run.spec.resources.prefetch_steps) as prefetched:
         for answered in prefetched:
-            counts, is_stopping = _agree(answered.payload, run)
+            agreed = _agree(answered.payload, run)
+            is_stopping = agreed.is_stopping
             if is_stopping:
                 break
             number = answered.payload.number
@@ -143,10 +147,11 @@ def train(run: Run) -> Outcome:
             result = stepper.step(
                 answered.payload.batches,
                 answers_of(answered),
-                counts,
+                agreed.counts,
                 progress=progress,
                 learning_rate=rate,
                 number=number,
+                forwards=agreed.forwards,
             )
             state = _advanced(state, result, total)
             journal.record(state, answered, result, progress, rate)
@@ -162,8 +167,12 @@ def _stepper(run: Run, optimizer: torch.optim.Optimizer) -> Stepper:
         run.spec.objective, noise_schedule(run.spec), allow_unsupported=run.spec.allow_unsupported
     )
     run.student.activation_checkpointing = run.spec.hyperparameters.activation_checkpointing
+    if run.spec.hyperparameters.compile:
+        compile_layers(run.student)
+    # A student in parts computes in that dtype by itself.
+    autocast = None if is_sharded(run.student) else run.autocast
     return Stepper(
-        ShareOfLoss(run.student, objective, run.autocast),
+        ShareOfLoss(run.student, objective, autocast),
         optimizer,
         run.collective,
         part_names=part_names(run.spec.objective),
@@ -182,30 +191,48 @@ def _micro_batches(run: Run, number: int) -> list[MicroBatch]:
             f"{run.collective.size} workers: raise hyperparameters.global_batch_size.",
             param="hyperparameters.global_batch_size",
         )
+    drawn = [draw(visit.sample, visit.epoch, run.recipe) for visit in visits]
+    lengths = [compact_length(item.corruption.is_masked, run.recipe.block_size) for item in drawn]
+    hyper = run.spec.hyperparameters
     return [
-        collate(
-            [draw(visit.sample, visit.epoch, run.recipe) for visit in group],
-            run.recipe,
-            mask_token_id=run.student.mask_token_id,
-        )
-        for group in micro_batches(visits, run.spec.hyperparameters.micro_batch_size)
+        collate([drawn[place] for place in group], run.recipe, mask_token_id=run.student.mask_token_id)
+        for group in micro_batches(lengths, hyper.micro_batch_size, hyper.micro_batch_tokens)
     ]
 
 
-def _agree(step: DrawnStep, run: Run) -> tuple[Normalisers, bool]:
-    """The step's normalisers over all trainers, and whether any of them was asked to stop."""
+@dataclass(frozen=True)
+class _Agreement:
+    """What all trainers know of a step before it begins.
+
+    Attributes:
+        counts: the step's normalisers over all trainers.
+        is_stopping: whether any of them was asked to stop.
+        forwards: the most micro-batches that any of them has.
+    """
+
+    counts: Normalisers
+    is_stopping: bool
+    forwards: int
+
+
+def _agree(step: DrawnStep, run: Run) -> _Agreement:
+    """Tell the other trainers of this one's part of a step, in one message."""
     own = [batch.counts for batch in step.batches]
     wish = run.reporter is not None and run.reporter.stop_requested
-    *sums, wishes = run.collective.sum(
+    forwards = [0] * run.collective.size
+    forwards[run.collective.rank] = len(own)
+    maskable, masked, chunks, sequences, wishes, *each = run.collective.sum(
         [
             sum(counts.maskable_tokens for counts in own),
             sum(counts.masked_positions for counts in own),
             sum(counts.active_chunks for counts in own),
             sum(counts.sequences for counts in own),
             float(wish),
+            *forwards,
         ]
     )
-    return Normalisers(*(round(value) for value in sums)), wishes > 0
+    counts = Normalisers(round(maskable), round(masked), round(chunks), round(sequences))
+    return _Agreement(counts, wishes > 0, round(max(each)))
 
 
 def _advanced(state: TrainingState, result: StepResult, total: int) -> TrainingState:
@@ -216,8 +243,10 @@ def _advanced(state: TrainingState, result: StepResult, total: int) -> TrainingS
 
 
 def _save(run: Run, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Trainer 0 writes the state; the others meet it again at the next sum."""
+    """Trainer 0 writes the state; the others give it their parts, if any, and meet it at the next sum."""
     if run.reporter is None:
+        if is_sharded(run.student):
+            assist(run.student, optimizer)
         return
     run.reporter.keep()
     saved = run.store.save(run.student, optimizer, state)
@@ -227,13 +256,20 @@ def _save(run: Run, optimizer: torch.optim.Optimizer, state: TrainingState) -> N
 
 
 def _probe(run: Run, state: TrainingState) -> None:
-    """Measure on held-out sequences every so many steps; the other trainers wait at the next sum."""
+    """Measure on held-out sequences every so many steps; trainer 0 tells.
+
+    Of a student in parts all trainers do the same forwards, since each takes part in every one; otherwise
+    the others wait at the next sum.
+    """
     every = run.spec.evaluation.every_steps
-    if run.probe is None or run.reporter is None or every is None or state.step % every:
+    if run.probe is None or every is None or state.step % every:
         return
-    run.student.eval()
-    run.reporter.send(Metrics(step=state.step, values=run.probe(run.student)))
-    run.student.train()
+    if run.reporter is None and not is_sharded(run.student):
+        return
+    with evaluating(run.student):
+        values = run.probe(run.student)
+    if run.reporter is not None:
+        run.reporter.send(Metrics(step=state.step, values=values))
 
 
 class _Journal:
@@ -279,6 +315,7 @@ class _Journal:
             "tokens_per_second": result.tokens / max(seconds, 1e-9),
             "teacher_wait_seconds": step.teacher_wait_seconds,
             "feed_wait_seconds": step.feed_wait_seconds,
+            "padding_ratio": padding_ratio(step.payload.batches),
         }
         if asked:
             values |= teacher_figures(step.responses) | tail_masses(step)
@@ -316,6 +353,8 @@ class _Journal:
 
 
 def spec_digest(spec: ResolvedJobSpec, prepared: str) -> str:
-    """Names what a training state belongs to: the spec, less labels and placement, and the prepared data."""
-    parts = spec.model_dump_json(exclude={"name", "metadata", "resources", "evaluation", "checkpoints"})
+    """Names what a training state belongs to: the spec, less labels, placement and pace, and the data."""
+    placement = dict.fromkeys(("name", "metadata", "resources", "evaluation", "checkpoints"), True)
+    pace = {"micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "compile"}
+    parts = spec.model_dump_json(exclude={**placement, "hyperparameters": pace})
     return hashlib.blake2b(f"{parts}\n{prepared}".encode(), digest_size=16).hexdigest()

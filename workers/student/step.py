@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from tide_core.objective import (
 from workers.student.collective import Collective
 from workers.student.feed import MicroBatch
 from workers.student.matching import ChunkMatch
+from workers.student.sharding import is_sharded, whole
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Stepper:
     ) -> None:
         self._student = module.student
         self._shared: nn.Module = module
-        if collective.size > 1:
+        self._is_sharded = is_sharded(module.student)
+        if collective.size > 1 and not self._is_sharded:
             self._shared = DistributedDataParallel(module)
         self._optimizer = optimizer
         self._collective = collective
@@ -144,6 +147,7 @@ class Stepper:
         progress: Progress,
         learning_rate: float,
         number: int,
+        forwards: int,
     ) -> StepResult:
         """Forward, backward and update over this trainer's micro-batches.
 
@@ -154,23 +158,28 @@ class Stepper:
             progress: training progress for TIDAL.
             learning_rate: of this step.
             number: the step, for messages.
+            forwards: the most micro-batches that any trainer has in this step.
 
         Raises:
             NonFiniteError: ``non_finite_loss``, before the weights are touched.
         """
+        work = [(batch, answer, 1.0) for batch, answer in zip(batches, answers, strict=True)]
+        if self._is_sharded:
+            # A layer is gathered by all trainers at once: who has fewer micro-batches goes along with its
+            # last (and smallest) one, which then counts for nothing.
+            work += [(batches[-1], answers[-1], 0.0)] * (forwards - len(work))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
-        for index, (batch, answer) in enumerate(zip(batches, answers, strict=True)):
-            is_last = index == len(batches) - 1
+        for index, (batch, answer, weight) in enumerate(work):
+            is_last = index == len(work) - 1
             with self._synchronise(is_last):
                 share, parts = self._share(self._scored(batch, answer), counts, progress, number)
-                # The distributed wrapper averages over trainers; shares are to be summed.
-                torch.autograd.backward(share * self._collective.size)
-            sums["total"] = sums.get("total", 0.0) + float(share.detach())
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(part)
+                # Both distributed forms average over trainers; shares are to be summed.
+                torch.autograd.backward(share * (weight * self._collective.size))
+            for name, part in {"total": share.detach(), **parts}.items():
+                sums[name] = sums.get(name, 0.0) + weight * float(part)
         return self._update(sums, sum(batch.tokens for batch in batches), counts, number)
 
     def _share(
@@ -195,7 +204,7 @@ class Stepper:
         for name in (*names[1:], "total"):
             _require_finite(sums[name], number, name)
         limit = math.inf if self._clip_norm is None else self._clip_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(self._student.parameters(), limit))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._student.parameters(), limit)))
         _require_finite(norm, number, "gradient norm")
         self._optimizer.step()
         total = sums.pop("total")
@@ -210,6 +219,7 @@ class Stepper:
         return ScoredBatch(batch, batch.match.scores(answer, self._teacher_head))
 
     def _synchronise(self, is_last: bool) -> AbstractContextManager[object]:
+        # In parts, gradients are summed at each micro-batch: to wait for the last would keep them all whole.
         if is_last or not isinstance(self._shared, DistributedDataParallel):
             return nullcontext()
         return self._shared.no_sync()
@@ -251,6 +261,16 @@ def build_optimizer(
         eps=epsilon,
         fused=True,
     )
+
+
+def compile_layers(student: BlockDiffusionStudent, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile each layer's forward, for any shape.
+
+    The forward alone, not the module's call: what is hooked to a module (gathering its parts, for one) stays
+    outside of the graph. Layers of one shape share one compilation.
+    """
+    for layer in student.layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
 class Stopwatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from workers.student.initial import initial_location
 from workers.student.loop import Outcome, Run, spec_digest, train
 from workers.student.manifest import write_manifest
 from workers.student.precision import autocast_dtype
+from workers.student.sharding import shard, whole_student
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +86,7 @@ def run_trainer(
     dataset = _dataset(brief)
     initial = materialise_model(initial_location(brief.folder))
     autocast = autocast_dtype(brief.spec.hyperparameters, device)
-    student = BlockDiffusionStudent.from_pretrained(initial, dtype=torch.float32, device=device)
+    student = _student(brief.spec, initial, device, autocast)
     teacher = _attested(transport, reporter)
     run = Run(
         spec=brief.spec,
@@ -103,10 +105,35 @@ def run_trainer(
     ready = time.monotonic()
     log.info("training.ready", rank=collective.rank, device=str(device), seconds=ready - began)
     outcome = train(run)
+    seconds = time.monotonic() - ready
+    trained = None if outcome.is_stopped else whole_student(student, collective.rank)
     if reporter is None:
         return None
+    if trained is None:
+        return {"stopped": True, "steps": outcome.state.step}
     fingerprint = teacher.fingerprint if teacher else None
-    return _conclude(brief, run, outcome, reporter, fingerprint=fingerprint, seconds=time.monotonic() - ready)
+    return _conclude(
+        brief,
+        replace(run, student=trained),
+        outcome,
+        reporter,
+        device=str(device),
+        fingerprint=fingerprint,
+        seconds=seconds,
+    )
+
+
+def _student(
+    spec: ResolvedJobSpec, folder: Path, device: torch.device, compute: torch.dtype | None
+) -> BlockDiffusionStudent:
+    """The student before training, whole or in parts on this trainer's device."""
+    is_split = spec.resources.sharding == "fsdp"
+    student = BlockDiffusionStudent.from_pretrained(
+        folder, dtype=torch.float32, device="cpu" if is_split else device
+    )
+    if is_split:
+        shard(student, device, compute)
+    return student
 
 
 def _conclude(
@@ -115,13 +142,12 @@ def _conclude(
     outcome: Outcome,
     reporter: Reporter,
     *,
+    device: str,
     fingerprint: str | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Export, manifest and result, on rank 0; a run that was asked to stop only says so."""
+    """Export, manifest and result, on rank 0; `run` holds the trained student in one piece."""
     steps = outcome.state.step
-    if outcome.is_stopped:
-        return {"stopped": True, "steps": steps}
     location = f"{brief.folder}/model"
     card = model_card(brief.spec, brief.job_id, steps=steps, teacher_fingerprint=fingerprint)
     # In what it was trained in: the numbers beyond bfloat16 mean nothing when the forward never saw them.
@@ -133,7 +159,8 @@ def _conclude(
             "steps": steps,
             "seconds_of_this_attempt": seconds,
             "workers": run.collective.size,
-            "device": str(run.student.device),
+            "sharding": brief.spec.resources.sharding,
+            "device": device,
             "autocast": str(run.autocast).removeprefix("torch.") if run.autocast else "none",
             "spec_digest": run.spec_digest,
             "speeds": vars(outcome.speeds),

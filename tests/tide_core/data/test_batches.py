@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tide_core.alignment.coverage import CoverageReport
 from tide_core.contracts.errors import InvalidInputError
@@ -103,16 +105,35 @@ def test_a_repeated_sample_is_the_same_but_for_its_index(split: PreparedSplit) -
         assert (first.student_ids == second.student_ids).all()
 
 
-def test_micro_batches_keep_the_order(split: PreparedSplit) -> None:
-    visits = [Visit(split[0], n) for n in range(7)]
-    assert [[visit.epoch for visit in batch] for batch in micro_batches(visits, 3)] == [
-        [0, 1, 2],
-        [3, 4, 5],
-        [6],
-    ]
+def test_micro_batches_hold_sequences_of_like_length() -> None:
+    assert micro_batches([5, 9, 5, 1, 9, 0, 5], 3) == [[1, 4, 0], [2, 6, 3], [5]]
+    assert micro_batches([5, 9, 5, 1, 9, 0, 5], 3, 18) == [[1, 4], [0, 2, 6], [3, 5]]
     assert micro_batches([], 3) == []
+    assert micro_batches([0, 0, 0], 2, 4) == [[0, 1], [2]]
     with pytest.raises(InvalidInputError, match="at least one"):
-        micro_batches(visits, 0)
+        micro_batches([4], 0)
+    with pytest.raises(InvalidInputError, match="takes 7 positions"):
+        micro_batches([3, 7], 2, 6)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=30),
+    size=st.integers(1, 9),
+    tokens=st.none() | st.integers(40, 200),
+)
+def test_micro_batches_stay_within_their_bounds(lengths: list[int], size: int, tokens: int | None) -> None:
+    groups = micro_batches(lengths, size, tokens)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    padded = [len(group) * max(lengths[place] for place in group) for group in groups]
+    assert all(len(group) <= size for group in groups)
+    assert tokens is None or all(positions <= tokens for positions in padded)
+    # One more would not have fitted any but the last: there are as few as there can be.
+    for group in groups[:-1]:
+        one_more = (len(group) + 1) * lengths[group[0]]
+        assert len(group) == size or (tokens is not None and one_more > tokens)
+    if tokens is None and len(lengths) % size == 0:
+        in_order = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+        assert sum(padded) <= sum(len(part) * max(part) for part in in_order)
 
 
 def test_a_job_trains_on_its_own_plan(split: PreparedSplit) -> None:

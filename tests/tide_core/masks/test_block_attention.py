@@ -1,5 +1,6 @@
 """Attention patterns against their definition, and the compact layout against the full one in a network."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from tide_core.masks.block_attention import (
     block_causal_mask,
     compact_layout,
     compact_layout_two_views,
+    compact_length,
     full_layout,
 )
 
@@ -172,6 +174,20 @@ def test_the_compact_layout_keeps_no_block_that_nobody_needs() -> None:
     assert layout.block[0].tolist() == [2, 2, 3, 3, 0, 0, 1, 1, 2, 2]
     assert layout.is_mask_token[0].tolist() == [True, False, False, True] + [False] * 6
     assert torch.equal(layout.position_ids, layout.source_position)
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=1, max_size=23), min_size=1, max_size=4),
+    block=st.integers(1, 9),
+)
+def test_the_length_of_a_row_is_known_before_its_layout(rows: list[list[bool]], block: int) -> None:
+    lengths = torch.tensor([len(row) for row in rows])
+    is_masked = torch.zeros(len(rows), int(lengths.max()), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        is_masked[number, : len(row)] = torch.tensor(row)
+    layout = compact_layout(is_masked, lengths, block)
+    assert [compact_length(np.array(row), block) for row in rows] == (~layout.is_padding).sum(1).tolist()
 
 
 def test_two_views_reveal_to_each_other_what_they_mask() -> None:

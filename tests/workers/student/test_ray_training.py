@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -61,7 +61,9 @@ class Workplace:
         rows = [{"prompt": f"count {n}", "response": f"{n}, {n + 1}, {n + 2}."} for n in range(60)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def brief(self, job_id: str, *, workers: int, **hyper: Any) -> AttemptBrief:
+    def brief(
+        self, job_id: str, *, workers: int, sharding: Literal["none", "fsdp"] = "none", **hyper: Any
+    ) -> AttemptBrief:
         settings: dict[str, Any] = {
             "max_steps": 6,
             "global_batch_size": 6,
@@ -89,7 +91,9 @@ class Workplace:
                         max_new_tokens=12,
                     ),
                 ),
-                resources=Resources(student_workers=workers, cpus_per_worker=0.5, cpus_per_teacher=0.5),
+                resources=Resources(
+                    student_workers=workers, sharding=sharding, cpus_per_worker=0.5, cpus_per_teacher=0.5
+                ),
             ),
             pipeline=Pipeline.CROSS_TOKENIZER,
         )
@@ -154,22 +158,30 @@ def run(control: FakeControlPlane, brief: AttemptBrief) -> Finished | Failed:
 
 
 def test_one_trainer_and_two_give_the_same_losses(control: FakeControlPlane, workplace: Workplace) -> None:
-    curves, norms = {}, {}
-    for workers in (1, 2):
-        brief = workplace.brief(f"w{workers}", workers=workers)
+    curves, norms, probes = {}, {}, {}
+    forms: tuple[tuple[str, int, Literal["none", "fsdp"]], ...] = (
+        ("w1", 1, "none"),
+        ("w2", 2, "none"),
+        ("parts", 2, "fsdp"),
+    )
+    for name, workers, sharding in forms:
+        brief = workplace.brief(name, workers=workers, sharding=sharding)
         last_word = run(control, brief)
         assert isinstance(last_word, Finished), last_word
         assert last_word.result["steps"] == 6
-        curves[workers] = control.series("loss")
-        norms[workers] = control.series("gradient_norm")
+        curves[name] = control.series("loss")
+        norms[name] = control.series("gradient_norm")
+        probes[name] = control.series("held_out/nelbo")
         trained = [metrics.step for metrics in control.of_type(Metrics) if "loss" in metrics.values]
         assert trained == [1, 2, 3, 4, 5, 6]
         assert any(note.code == "teacher.attested" for note in control.of_type(Note))
-        assert len(control.series("held_out/nelbo")) == 2
-    assert curves[2] == pytest.approx(curves[1], rel=1e-4)
-    # Adam hardly notices a gradient that is twice too small; its norm tells.
-    assert norms[2] == pytest.approx(norms[1], rel=1e-3)
-    _export_loads(Path(workplace.brief("w2", workers=2).folder))
+        assert len(probes[name]) == 2
+    for name in ("w2", "parts"):
+        assert curves[name] == pytest.approx(curves["w1"], rel=1e-4)
+        # Adam hardly notices a gradient that is twice too small; its norm tells.
+        assert norms[name] == pytest.approx(norms["w1"], rel=1e-3)
+        assert probes[name] == pytest.approx(probes["w1"], rel=1e-4)
+        _export_loads(Path(workplace.brief(name, workers=2).folder))
 
 
 def _export_loads(folder: Path) -> None:

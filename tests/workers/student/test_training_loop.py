@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +27,8 @@ from tide_core.contracts.objective import (
 from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics, Progress
 from workers.reporting.recording import RecordingReporter
 from workers.scores.cache import CachingTransport, ScoreCache
-from workers.student.loop import train
+from workers.student.drawing import draw
+from workers.student.loop import _micro_batches, train
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 COMBINATIONS = [(variant, pipeline) for pipeline in (A, B) for variant in Variant]
@@ -88,6 +93,39 @@ def test_micro_batches_do_not_change_the_losses(bench: Bench, variant: Variant, 
     assert cut.series("gradient_norm") == pytest.approx(whole.series("gradient_norm"), rel=1e-3)
 
 
+@pytest.mark.parametrize(("variant", "pipeline"), [(Variant.TIDE_CROSS, A), (Variant.TIDE_SHARED, B)])
+def test_the_token_budget_does_not_change_the_losses(
+    bench: Bench, variant: Variant, pipeline: Pipeline
+) -> None:
+    def spec(tokens: int | None) -> ResolvedJobSpec:
+        hyper = {"micro_batch_tokens": tokens}
+        return tiny_spec(variant, pipeline, steps=4, batch=12, micro=16, every=2, hyper=hyper)
+
+    whole, run, _ = bench.train(spec(None), name="whole")
+    assert len(_micro_batches(run, 0)) == 1
+    for tokens in (64, 100, 300):
+        reporter, bounded, _ = bench.train(spec(tokens), name=f"budget-{tokens}")
+        batches = _micro_batches(bounded, 0)
+        assert max(batch.input_ids.numel() for batch in batches) <= tokens
+        assert len(batches) > 1
+        assert reporter.series("loss") == pytest.approx(whole.series("loss"), rel=1e-5)
+    # A state of one budget goes on under another.
+    shutil.rmtree(run.store.saved()[-1].location)
+    resumed, _, _ = bench.train(spec(80), name="whole", student=tiny_student(seed=99))
+    assert resumed.series("loss") == pytest.approx(whole.series("loss")[2:], rel=1e-5)
+
+
+def test_sequences_of_like_length_share_a_forward(bench: Bench) -> None:
+    samples = tiny_samples(A, 30)
+    padded = []
+    for micro in (1, 3, 30):
+        spec = tiny_spec(Variant.NONE, A, steps=1, batch=30, micro=micro)
+        reporter, _, _ = bench.train(spec, samples=samples, name=f"micro-{micro}")
+        padded += reporter.series("padding_ratio")
+    assert padded[0] < 0.01, "alone, only a sequence without a masked token takes a place"
+    assert padded[0] < padded[1] < padded[2] / 2
+
+
 @pytest.mark.parametrize(
     ("variant", "pipeline"),
     [(Variant.NONE, A), (Variant.NONE, B), (Variant.TIDE_CROSS, A), (Variant.TIDE_SHARED, B)],
@@ -116,6 +154,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         torch.testing.assert_close(
             weight, resumed.student.state_dict()[name], rtol=0.0, atol=100 * tolerance, msg=name
         )
+
+
+def test_later_steps_are_drawn_while_one_trains(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no teacher is asked: data loading is off the path of the step."""
+    drawn: list[str] = []
+
+    def recorded(*arguments: Any) -> Any:
+        drawn.append(threading.current_thread().name)
+        return draw(*arguments)
+
+    class Waiting(RecordingReporter):
+        def send(self, body: object) -> None:
+            super().send(body)  # type: ignore[arg-type]
+            if isinstance(body, Metrics) and body.step == 1:
+                # The trainer stands still here; only another thread can draw.
+                deadline = time.monotonic() + 30
+                while len(drawn) < 3 * 4 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                self.ahead = len(drawn)
+
+    monkeypatch.setattr("workers.student.loop.draw", recorded)
+    reporter = Waiting()
+    train(replace(bench.run(tiny_spec(Variant.NONE, A, steps=6), reporter=reporter), transport=None))
+    assert reporter.ahead == 3 * 4, "prefetch_steps ahead, and no further"
+    assert threading.main_thread().name not in drawn
 
 
 def test_a_wish_to_stop_saves_and_ends(bench: Bench) -> None:

@@ -1,0 +1,84 @@
+"""A student in parts: FSDP2, for students whose weights, gradients and moments do not fit one GPU.
+
+Each decoder layer is gathered for its own forward and backward and given up in between; embedding, final norm
+and LM head are gathered from the student's forward until its backward, because the fused losses read the
+head's weight after the forward. Names and shapes of the parameters stay as they are, so that a training state
+is the same file however the student lay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tide_core.models.student import BlockDiffusionStudent
+
+
+def shard(student: BlockDiffusionStudent, device: torch.device, compute: torch.dtype | None) -> None:
+    """Split the student over all trainers, in place; every trainer calls it with the same whole student.
+
+    Args:
+        student: whole, in float32; may lie on the CPU, from where a layer at a time goes to `device`.
+        device: where this trainer computes.
+        compute: dtype of the layers' forward and backward, None for the weights' own. Autocast would keep a
+            copy of every gathered weight for the backward, and so hold the whole student after all.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for layer in student.layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    # The losses read the head's weight in float32 after the forward: neither cast nor given up until then.
+    fully_shard(student, mesh=mesh, reshard_after_forward=False)
+
+
+def is_sharded(student: nn.Module) -> bool:
+    """Whether `shard` was called: then each forward, and each look at a whole weight, is an act of all."""
+    return isinstance(student, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be in parts; of one in parts, every trainer must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Of a whole tensor, what this trainer holds of it when it lies as `parameter` does."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    # No source rank: every trainer has read the whole and cuts out its own part without a message.
+    return distribute_tensor(
+        tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+
+
+@contextmanager
+def evaluating(student: BlockDiffusionStudent) -> Iterator[None]:
+    """Evaluation mode for a while; of a student in parts, what its forwards gathered is given up again."""
+    student.eval()
+    try:
+        yield
+    finally:
+        student.train()
+        if isinstance(student, FSDPModule):
+            student.reshard()
+
+
+def whole_student(student: BlockDiffusionStudent, rank: int) -> BlockDiffusionStudent | None:
+    """The student in one piece, for the export; of one in parts a copy on the CPU, on trainer 0 alone.
+
+    Every trainer must call it. One parameter at a time is gathered on the device.
+    """
+    if not is_sharded(student):
+        return student
+    weights = {}
+    for name, parameter in student.named_parameters():
+        tensor = whole(parameter.detach())
+        if rank == 0:
+            weights[name] = tensor.cpu()
+    return BlockDiffusionStudent.of_parameters(student.config, weights) if rank == 0 else None
