@@ -19,8 +19,8 @@ from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import Metrics
 from tide_core.models.student import BlockDiffusionStudent
 from workers.reporting.recording import RecordingReporter
-from workers.student.collective import ProcessGroup
-from workers.student.loop import Run, train
+from workers.student.collective import Alone, ProcessGroup
+from workers.student.loop import Run, _micro_batches, train
 from workers.student.sharding import is_sharded, like, shard, whole, whole_student
 
 pytestmark = pytest.mark.slow
@@ -162,6 +162,20 @@ def assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
         ours.checkpoint_tensors().items(), theirs.checkpoint_tensors().values(), strict=True
     ):
         torch.testing.assert_close(tensor, expected, rtol=0.0, atol=tolerance, msg=key)
+
+
+class OneOf(Alone):
+    """A trainer's place among several, for what it draws."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.size = rank, TRAINERS
+
+
+def test_the_trainers_have_unequal_numbers_of_forwards(bench: Bench) -> None:
+    """Else the comparison would not show that a gather waits for everybody."""
+    runs = [bench.run(spec_of("budget"), collective=OneOf(rank), name=f"{rank}") for rank in range(TRAINERS)]
+    numbers = [[len(_micro_batches(run, step)) for run in runs] for step in range(STEPS)]
+    assert any(one != other for one, other in numbers)
 
 
 @pytest.mark.parametrize("name", SPECS)
