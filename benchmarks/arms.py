@@ -18,7 +18,8 @@ from tide_core.objective import Objective
 from workers.scores.local_transport import LocalTransport
 from workers.scores.transport import ScoreTransport
 from workers.student.collective import Alone
-from workers.student.feed import collate, draw
+from workers.student.drawing import draw
+from workers.student.feed import collate
 from workers.student.step import Progress, ShareOfLoss, Stepper, build_optimizer, part_names
 from workers.teachers.engine import TeacherEngine
 
@@ -68,7 +69,9 @@ class TideArm:
         self.recipe = recipe(scenario, sizes)
         self.engine = _engine(teacher) if teacher is not None and transport is None else None
         self.transport = transport or (_local(self.engine) if self.engine is not None else None)
-        self.optimizer = build_optimizer(student, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(
+            student, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0
+        )
         head = teacher.lm_head.weight if teacher is not None and not scenario.is_cross else None
         self._stepper = Stepper(
             ShareOfLoss(student, Objective(scenario.terms, self.recipe.noise), autocast),
@@ -86,7 +89,6 @@ class TideArm:
             [draw(sample, 0, self.recipe) for sample in rows],
             self.recipe,
             mask_token_id=self._sizes.mask_id,
-            shared_vocab=self._sizes.shared_vocab,
         )
         answer = None
         if batch.request is not None:

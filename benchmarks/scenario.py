@@ -27,7 +27,7 @@ from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.schedules.noise import LinearNoise
-from workers.student.feed import Recipe
+from workers.student.drawing import Recipe
 
 END_ID = 0
 CLOSING_TOKENS = 4
@@ -132,6 +132,7 @@ def recipe(scenario: Scenario, sizes: Sizes, *, job_id: str = "bench", weight: f
         block_size=sizes.block,
         layout=Layout.BIDIRECTIONAL if scenario.is_cross else Layout.BLOCK_STAIRCASE,
         want=want if scenario.asks_teacher else None,
+        shared_vocab=0 if scenario.is_cross else sizes.shared_vocab,
         job_id=job_id,
         weight=weight,
     )

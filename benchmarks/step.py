@@ -1,7 +1,7 @@
 """The training step: Tide's own against the naive one, in turns; memory in a process of its own.
 
-Run: ``python -m benchmarks.step time SCENARIO`` or ``... memory SCENARIO --arm ARM``, with sizes as flags. Prints
-one JSON object.
+Run: ``python -m benchmarks.step time SCENARIO`` or ``... memory SCENARIO --arm ARM``, with sizes as flags.
+Prints one JSON object.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW
 from tide_core.masks.block_attention import block_attention_mask
-from workers.student.feed import DrawnSample
+from workers.student.drawing import DrawnSample
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class NaiveBatch:
 
     def to(self, device: torch.device) -> NaiveBatch:
         """The same on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
         return replace(self, **moved)
 
 

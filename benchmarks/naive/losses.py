@@ -37,7 +37,8 @@ def total_loss(
         teacher_logits: [batch, teacher_seq, teacher_vocab] in pipeline A, [batch, student_seq, shared] in B.
         batch: what they belong to.
     """
-    total, parts = logits.new_zeros(()), {}
+    total = logits.new_zeros(())
+    parts: dict[str, float] = {}
     log_probs = logits.float().log_softmax(-1)
     for term in terms:
         if isinstance(term, CrossEntropyTerm):

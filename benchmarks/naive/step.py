@@ -7,6 +7,7 @@ computed at both copies of every token; log-softmaxes of full logits are held in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
-from workers.student.feed import draw
+from workers.student.drawing import draw
 from workers.student.step import build_optimizer
 
 
@@ -53,7 +54,9 @@ class NaiveArm:
         self._device = student.device
         self._clip_norm = clip_norm
         self._autocast = autocast
-        self.optimizer = build_optimizer(self.student, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(
+            self.student, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0
+        )
 
     def step(self, rows: Sequence[PreparedSample], learning_rate: float) -> tuple[float, dict[str, float]]:
         """Draw, score, forward, backward, update; the loss and its parts."""
@@ -106,21 +109,26 @@ class NaiveArm:
         """One pass of the teacher over the noised sequences, logits at every token."""
         x_t = noised(batch.teacher_ids, batch.teacher_groups, view, self._sizes.mask_id)
         seq_len = x_t.shape[1]
-        assert self._teacher is not None
         if isinstance(self._teacher, LLaDA2MoeModel):
             is_token = torch.arange(seq_len, device=self._device) < batch.teacher_lengths[:, None]
             logits: Tensor = self._teacher.lm_head(self._teacher.hidden(x_t, is_token))
             return logits
+        return self._dense_pass(batch, x_t)
+
+    def _dense_pass(self, batch: NaiveBatch, x_t: Tensor) -> Tensor:
+        """``[x_0 | x_t]`` under the block pattern; logits at both copies."""
+        seq_len = x_t.shape[1]
+        teacher: Any = self._teacher
         positions = torch.arange(seq_len, device=self._device).repeat(2).expand(len(x_t), -1)
-        output = self._teacher.model(
+        output = teacher.model(
             input_ids=torch.cat([batch.teacher_ids, x_t], dim=1),
             attention_mask=staircase_mask(batch.teacher_lengths, seq_len, self._sizes.block, x0_first=True),
             position_ids=positions,
             use_cache=True,  # as the released code leaves it, though nobody reads the cache
         )
         # The wire carries hidden states in bfloat16; rounded alike, both arms compute the same loss.
-        hidden = output.last_hidden_state.to(torch.bfloat16).to(self._teacher.lm_head.weight.dtype)
-        logits = self._teacher.lm_head(hidden)
+        hidden = output.last_hidden_state.to(torch.bfloat16).to(teacher.lm_head.weight.dtype)
+        logits: Tensor = teacher.lm_head(hidden)
         return logits[:, seq_len:]
 
 
