@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.naive.step import NaiveArm
 from benchmarks.scenario import PROGRESS, Scenario, Sizes, recipe, student, teacher
+from tide_core.contracts.scores import ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
 from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder
@@ -19,7 +20,7 @@ from workers.scores.local_transport import LocalTransport
 from workers.scores.transport import ScoreTransport
 from workers.student.collective import Alone
 from workers.student.drawing import draw
-from workers.student.feed import collate
+from workers.student.feed import MicroBatch, collate
 from workers.student.step import Progress, ShareOfLoss, Stepper, build_optimizer, part_names
 from workers.teachers.engine import TeacherEngine
 
@@ -85,15 +86,22 @@ class TideArm:
 
     def step(self, rows: Sequence[PreparedSample], learning_rate: float) -> tuple[float, dict[str, float]]:
         """Draw, ask, wait for the answer, forward, backward, update; the loss and its parts."""
-        batch = collate(
-            [draw(sample, 0, self.recipe) for sample in rows],
-            self.recipe,
-            mask_token_id=self._sizes.mask_id,
-        )
+        batch = self.drawn(rows)
         answer = None
         if batch.request is not None:
             assert self.transport is not None
             answer = self.transport.submit(batch.request).result()
+        return self.train(batch, answer, learning_rate)
+
+    def drawn(self, rows: Sequence[PreparedSample]) -> MicroBatch:
+        """The samples with their noise, laid out, and their question."""
+        noisy = [draw(sample, 0, self.recipe) for sample in rows]
+        return collate(noisy, self.recipe, mask_token_id=self._sizes.mask_id)
+
+    def train(
+        self, batch: MicroBatch, answer: ScoreResponse | None, learning_rate: float
+    ) -> tuple[float, dict[str, float]]:
+        """Forward, backward and update on an answered micro-batch."""
         result = self._stepper.step(
             [batch],
             [answer],

@@ -23,7 +23,7 @@ from tide_core.contracts.objective import (
 )
 from tide_core.contracts.scores import Layout, Want
 from tide_core.data.samples import IGNORED_LABEL, NO_CHUNK, PreparedSample
-from tide_core.models.decoder import Decoder
+from tide_core.models.decoder import Decoder, DecoderT
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.schedules.noise import LinearNoise
@@ -36,7 +36,42 @@ PROMPT_SHARE = 0.5
 PROGRESS = 0.5
 """Training progress that TIDAL's interpolation is taken at."""
 
+FULL_CONTEXT = FullContext()
 TeacherKind = Literal["mixture", "dense"]
+
+TRUE_VOCAB = 151_936
+QWEN3_0_6B = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+}
+WEDLM_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 12288,
+}
+LLADA2_MINI = {
+    "vocab_size": 157_184,
+    "hidden_size": 2048,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 5120,
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "rope_theta": 600_000.0,
+}
+"""Shapes of the genuine models; only the weights are drawn."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +87,8 @@ class Sizes:
         teacher_hidden, teacher_layers: of the teacher.
         weight_scale: standard deviation of the drawn weights.
         seed: of weights, samples and masks.
+        true_size: 1 for the shapes of Qwen3-0.6B, LLaDA2.0-mini and WeDLM-8B, whatever the sizes above say;
+            give ``TRUE_VOCAB`` as the vocabulary with it.
     """
 
     vocab: int = 32_000
@@ -64,6 +101,7 @@ class Sizes:
     teacher_layers: int = 6
     weight_scale: float = 0.02
     seed: int = 17
+    true_size: int = 0
 
     @property
     def mask_id(self) -> int:
@@ -81,15 +119,8 @@ class Scenario:
 
     name: str
     pipeline: Pipeline
-    variant: Variant
-
-    @property
-    def terms(self) -> tuple[ObjectiveTerm, ...]:
-        return expand_variant(self.variant, self.pipeline)[0]
-
-    @property
-    def context(self) -> FullContext | CompDemoContext:
-        return expand_variant(self.variant, self.pipeline)[1]
+    terms: tuple[ObjectiveTerm, ...]
+    context: FullContext | CompDemoContext = FULL_CONTEXT
 
     @property
     def is_cross(self) -> bool:
@@ -105,15 +136,15 @@ class Scenario:
 
 
 SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("ce", Pipeline.CROSS_TOKENIZER, Variant.NONE),
-        Scenario("calm", Pipeline.CROSS_TOKENIZER, Variant.BASELINE),
-        Scenario("reverse_calm", Pipeline.CROSS_TOKENIZER, Variant.TIDE_CROSS),
-        Scenario("calm_tidal_compdemo", Pipeline.CROSS_TOKENIZER, Variant.TIDE_SHARED),
-        Scenario("kl", Pipeline.SHARED_TOKENIZER, Variant.BASELINE),
-        Scenario("reverse_kl", Pipeline.SHARED_TOKENIZER, Variant.TIDE_CROSS),
-        Scenario("tidal_compdemo", Pipeline.SHARED_TOKENIZER, Variant.TIDE_SHARED),
+    name: Scenario(name, pipeline, *expand_variant(variant, pipeline))
+    for name, pipeline, variant in (
+        ("ce", Pipeline.CROSS_TOKENIZER, Variant.NONE),
+        ("calm", Pipeline.CROSS_TOKENIZER, Variant.BASELINE),
+        ("reverse_calm", Pipeline.CROSS_TOKENIZER, Variant.TIDE_CROSS),
+        ("calm_tidal_compdemo", Pipeline.CROSS_TOKENIZER, Variant.TIDE_SHARED),
+        ("kl", Pipeline.SHARED_TOKENIZER, Variant.BASELINE),
+        ("reverse_kl", Pipeline.SHARED_TOKENIZER, Variant.TIDE_CROSS),
+        ("tidal_compdemo", Pipeline.SHARED_TOKENIZER, Variant.TIDE_SHARED),
     )
 }
 """Every variant in both pipelines; cross-entropy alone is the same in either."""
@@ -149,7 +180,9 @@ def student(sizes: Sizes, *, device: str = "cpu") -> BlockDiffusionStudent:
         "head_dim": sizes.hidden // heads,
         "tie_word_embeddings": True,
     }
-    return BlockDiffusionStudent.from_config(config, seed=sizes.seed, device=device)
+    if sizes.true_size:
+        config |= QWEN3_0_6B
+    return _drawn(BlockDiffusionStudent, config, sizes.seed, torch.float32, device)
 
 
 def teacher(
@@ -158,8 +191,25 @@ def teacher(
     """A frozen teacher with drawn weights: LLaDA2's mixture of experts, or WeDLM's dense shape."""
     architecture = "llada2_moe" if kind == "mixture" else "wedlm"
     config = teacher_config(kind, sizes)
-    model = ARCHITECTURES[architecture].from_config(config, seed=sizes.seed + 1, dtype=dtype, device=device)
+    model = _drawn(ARCHITECTURES[architecture], config, sizes.seed + 1, dtype, device)
     return model.eval().requires_grad_(False)
+
+
+def _drawn(
+    kind: type[DecoderT], config: dict[str, Any], seed: int, dtype: torch.dtype, device: str
+) -> DecoderT:
+    """Drawn weights; on an accelerator they are drawn there, since billions would take the CPU minutes."""
+    if device == "cpu":
+        return kind.from_config(config, seed=seed, dtype=dtype)
+    model = kind._empty(kind._as_config(config), dtype, device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with torch.no_grad():
+        for key, tensor in model.checkpoint_tensors().items():
+            if tensor.ndim == 1:
+                tensor.fill_(1.0 if key.endswith("norm.weight") else 0.0)
+            else:
+                tensor.normal_(0.0, model.config.initializer_range, generator=generator)
+    return model
 
 
 def teacher_config(kind: TeacherKind, sizes: Sizes) -> dict[str, Any]:
@@ -174,8 +224,9 @@ def teacher_config(kind: TeacherKind, sizes: Sizes) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     if kind == "dense":
-        return config | {"model_type": "wedlm", "qk_norm": True, "attention_bias": False}
-    return config | {
+        config |= {"model_type": "wedlm", "qk_norm": True, "attention_bias": False}
+        return config | (WEDLM_8B if sizes.true_size else {})
+    config |= {
         "model_type": "llada2_moe",
         "moe_intermediate_size": max(8, hidden * 9 // 32),
         "num_experts": 16,
@@ -187,6 +238,7 @@ def teacher_config(kind: TeacherKind, sizes: Sizes) -> dict[str, Any]:
         "routed_scaling_factor": 2.5,
         "partial_rotary_factor": 0.5,
     }
+    return config | (LLADA2_MINI if sizes.true_size else {})
 
 
 def _shared_config(sizes: Sizes, hidden: int, layers: int) -> dict[str, Any]:

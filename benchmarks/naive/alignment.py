@@ -2,7 +2,7 @@
 
 ``align_as_collator`` works as the released collator does: each token's string is turned into bytes character
 by character, two pointers walk over both tokenisations, and every token is entered into a dense matrix
-``[tokens, chunks]``. ``align_tightly`` is the best such loop can be: byte lengths known beforehand, plain lists.
+``[tokens, chunks]``. ``align_tightly`` is as good as such a loop gets: byte lengths known beforehand, lists.
 """
 
 from __future__ import annotations
