@@ -49,10 +49,16 @@ class PacedModel:
     def mask_token_id(self) -> int:
         return MASK_ID
 
-    def hidden(self, input_ids: Tensor, attention_mask: object = None, position_ids: object = None) -> Tensor:
+    def hidden_at(
+        self,
+        input_ids: Tensor,
+        read_index: Tensor,
+        attention_mask: object = None,
+        position_ids: object = None,
+    ) -> Tensor:
         """Hidden states that depend on the ids alone, when the time has passed."""
         start = time.monotonic()
-        states = self._embedding[input_ids]
+        states = self._embedding[input_ids.flatten()[read_index]]
         time.sleep(max(0.0, start + self._seconds_per_token * input_ids.numel() - time.monotonic()))
         return states
 

@@ -33,6 +33,8 @@ END_ID = 0
 CLOSING_TOKENS = 4
 """End-of-sequence tokens behind an answer; they are trained and belong to no chunk."""
 PROMPT_SHARE = 0.5
+CHUNK_SIZES = (0.85, 0.1, 0.05)
+"""Shares of chunks of one, two and three tokens, near those of Llama-like tokenizers."""
 PROGRESS = 0.5
 """Training progress that TIDAL's interpolation is taken at."""
 
@@ -274,10 +276,10 @@ def _ids(count: int, sizes: Sizes, draws: np.random.Generator) -> np.ndarray:
 
 
 def _chunked_sample(index: int, sizes: Sizes, draws: np.random.Generator) -> PreparedSample:
-    """Pipeline A: chunks of one to three tokens a side, about as many tokens for the teacher."""
+    """Pipeline A: chunks of one to three tokens a side, most of one, about as many tokens for the teacher."""
     prompt = int(sizes.length * PROMPT_SHARE)
     answer = sizes.length - prompt - CLOSING_TOKENS
-    ours = draws.integers(1, 4, answer)
+    ours = draws.choice([1, 2, 3], answer, p=CHUNK_SIZES)
     ours = ours[: int(np.searchsorted(np.cumsum(ours), answer)) + 1]
     ours[-1] -= int(ours.sum()) - answer
     theirs = draws.permutation(ours)

@@ -36,6 +36,7 @@ from tide_core.models.loading import (
 )
 from tide_core.models.mask_token import find_mask_token
 from tide_core.models.quantisation import quantise_layer
+from tide_core.models.reading import read_places
 from tide_core.models.rotary import rotary_tables
 
 AttentionMask = (
@@ -165,23 +166,38 @@ class Decoder(nn.Module):
             InvalidInputError: an id outside the vocabulary. Looked for on the CPU alone, not in a compiled
                 graph: elsewhere the look would hold up the stream, and who puts ids there checks them.
         """
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_ids(input_ids, self.vocab_size)
-        prefix = cache.length if cache is not None else 0
-        pattern = _attention_pattern(attention_mask, input_ids, prefix)
-        if position_ids is None:
-            position_ids = _default_positions(input_ids, attention_mask, prefix)
-        _check_positions(position_ids, input_ids)
-        hidden = self.embedding(input_ids)
-        width = torch.promote_types(hidden.dtype, torch.float32)
-        cosines, sines = rotary_tables(position_ids, self.config.rotary, self.config.rotated_dim, width)
-        context = LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), pattern, cache)
+        hidden, context = self._begin(input_ids, attention_mask, position_ids, cache)
         for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, context, use_reentrant=False)
-            else:
-                hidden = layer(hidden, context)
+            hidden = self._through(layer, hidden, context)
         return self.norm(hidden)  # type: ignore[no-any-return]
+
+    def forward_at(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        read_index: Int[Tensor, " masked"],
+        attention_mask: AttentionMask | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "masked hidden"]:
+        """``forward(...).flatten(0, 1)[read_index]``, without the last layer's work for the other places.
+
+        Args:
+            read_index: places in the flattened ``[batch * seq]``, in any order.
+            input_ids, attention_mask, position_ids: as in :meth:`forward`.
+
+        Raises:
+            ShapeError, InvalidInputError: as :meth:`forward`.
+        """
+        hidden, context = self._begin(input_ids, attention_mask, position_ids, None)
+        *before, last = self.layers
+        for layer in before:
+            hidden = self._through(layer, hidden, context)
+        assert isinstance(last, DecoderLayer)
+        places = read_places(read_index, *input_ids.shape)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            read = checkpoint(last.at, hidden, context, places, use_reentrant=False)
+        else:
+            read = last.at(hidden, context, places)
+        return self.norm(read)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def hidden(
@@ -192,6 +208,42 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "batch seq hidden"]:
         """``forward`` without gradients: what a teacher offers."""
         return self(input_ids, attention_mask, position_ids)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def hidden_at(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        read_index: Int[Tensor, " masked"],
+        attention_mask: AttentionMask | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "masked hidden"]:
+        """``forward_at`` without gradients: what a teacher's engine asks for."""
+        return self.forward_at(input_ids, read_index, attention_mask, position_ids)
+
+    def _begin(
+        self,
+        input_ids: Tensor,
+        attention_mask: AttentionMask | None,
+        position_ids: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> tuple[Tensor, LayerContext]:
+        """Embeddings, and what all layers share."""
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_ids(input_ids, self.vocab_size)
+        prefix = cache.length if cache is not None else 0
+        pattern = _attention_pattern(attention_mask, input_ids, prefix)
+        if position_ids is None:
+            position_ids = _default_positions(input_ids, attention_mask, prefix)
+        _check_positions(position_ids, input_ids)
+        hidden: Tensor = self.embedding(input_ids)
+        width = torch.promote_types(hidden.dtype, torch.float32)
+        cosines, sines = rotary_tables(position_ids, self.config.rotary, self.config.rotated_dim, width)
+        return hidden, LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), pattern, cache)
+
+    def _through(self, layer: nn.Module, hidden: Tensor, context: LayerContext) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, hidden, context, use_reentrant=False)  # type: ignore[no-any-return]
+        return layer(hidden, context)  # type: ignore[no-any-return]
 
     @classmethod
     def from_config(

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from tide_core.models.cache import KeyValueCache
+from tide_core.models.reading import ReadPlaces
 from tide_core.models.rotary import rotate
 
 # What ``attend`` takes: a boolean mask that broadcasts to [batch, head, query, key], a FlexAttention block
@@ -129,6 +130,45 @@ class Attention(nn.Module):
         mixed = attend(query, key, value, context.pattern)
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def at(
+        self, hidden: Float[Tensor, "batch seq hidden"], context: LayerContext, places: ReadPlaces
+    ) -> Float[Tensor, "masked hidden"]:
+        """``forward`` at some places: queries there alone, keys and values everywhere."""
+        assert not isinstance(context.pattern, BlockMask)
+        heads = (-1, self.shape.head_dim)
+        query, key_value = (torch.unflatten(part, -1, heads) for part in self._projected_at(hidden, places))
+        key, value = key_value.chunk(2, dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        cosines, sines = (
+            table.flatten(0, 1)[places.index][None] for table in (context.cosines, context.sines)
+        )
+        query = rotate(query[None], cosines, sines)[0].to(value.dtype)
+        key = rotate(key, context.cosines, context.sines).to(value.dtype)
+        mixed = attend(
+            places.queries(query),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            places.pattern(context.pattern),
+        )
+        return self.output(places.back(mixed))  # type: ignore[no-any-return]
+
+    def _projected_at(self, hidden: Tensor, places: ReadPlaces) -> tuple[Tensor, Tensor]:
+        """Queries of the places, and keys and values of everything."""
+        projection: nn.Module = self.query_key_value
+        widths = (self.shape.query_width, 2 * self.shape.key_width)
+        if not isinstance(projection, nn.Linear):  # quantised: its matrix is restored whole
+            query, key_value = projection(hidden).split_with_sizes(widths, dim=-1)
+            return query.flatten(0, 1)[places.index], key_value
+        query_weight, other_weight = projection.weight.split_with_sizes(widths)
+        has_bias = projection.bias is not None
+        query_bias, other_bias = projection.bias.split_with_sizes(widths) if has_bias else (None, None)
+        read = hidden.flatten(0, 1)[places.index]
+        return (
+            functional.linear(read, query_weight, query_bias),
+            functional.linear(hidden, other_weight, other_bias),
+        )
+
 
 class GatedFeedForward(nn.Module):
     """``down(silu(gate(x)) * up(x))``."""
@@ -173,3 +213,13 @@ class DecoderLayer(nn.Module):
     ) -> Float[Tensor, "batch seq hidden"]:
         hidden = hidden + self.attention(self.attention_norm(hidden), context)
         return hidden + self.feed_forward(self.feed_forward_norm(hidden))  # type: ignore[no-any-return]
+
+    def at(
+        self, hidden: Float[Tensor, "batch seq hidden"], context: LayerContext, places: ReadPlaces
+    ) -> Float[Tensor, "masked hidden"]:
+        """``forward`` at some places, for the last layer: nobody attends to what the others would become."""
+        if isinstance(context.pattern, BlockMask):  # its kernel is made for all queries
+            return self(hidden, context).flatten(0, 1)[places.index]  # type: ignore[no-any-return]
+        mixed = self.attention.at(self.attention_norm(hidden), context, places)
+        read = hidden.flatten(0, 1)[places.index] + mixed
+        return read + self.feed_forward(self.feed_forward_norm(read)[None])[0]  # type: ignore[no-any-return]

@@ -107,7 +107,7 @@ class Experts(nn.Module):
         # Undo the sort, so that a token's experts lie together and are summed in a fixed order on every
         # device.
         ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        per_token = outputs[ranks].view(len(tokens), chosen, -1)
+        per_token = outputs[ranks].view(len(tokens), chosen, rows.shape[-1])
         mixed: Tensor = (per_token * weights[..., None]).sum(1)
         return mixed.to(tokens.dtype)
 

@@ -217,9 +217,10 @@ def _teacher_content(sample: PreparedSample) -> NDArray[np.bool_]:
 
 @torch.no_grad()
 def _hidden(student: BlockDiffusionStudent, inputs: NoisyInputs) -> Tensor:
-    hidden = student(inputs.input_ids, inputs.layout.attention_pattern, inputs.layout.position_ids)
-    masked: Tensor = hidden.flatten(0, 1)[inputs.layout.masked_index]
-    return masked
+    layout = inputs.layout
+    return student.forward_at(
+        inputs.input_ids, layout.masked_index, layout.attention_pattern, layout.position_ids
+    )
 
 
 def _nelbo_pass(

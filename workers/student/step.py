@@ -87,9 +87,9 @@ class ShareOfLoss(nn.Module):
         """The micro-batch's share of the loss (with gradient) and of each term (without)."""
         batch = scored.batch
         with self._precision():
-            hidden = self.student(
-                batch.input_ids, batch.layout.attention_pattern, batch.layout.position_ids
-            ).flatten(0, 1)[batch.masked_index]
+            hidden = self.student.forward_at(
+                batch.input_ids, batch.masked_index, batch.layout.attention_pattern, batch.layout.position_ids
+            )
         output: ObjectiveOutput = self.objective.loss(
             ObjectiveInputs(
                 student_hidden=hidden,

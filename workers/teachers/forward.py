@@ -37,8 +37,7 @@ def score_samples(
         ScoreError: the teacher gave a NaN or an infinity.
     """
     inputs = forward_input(samples, model.mask_token_id, model.lm_head.weight.device)
-    hidden = model.hidden(inputs.input_ids, inputs.attention_mask, inputs.position_ids)
-    read = hidden.flatten(0, 1).index_select(0, inputs.read_index)
+    read = model.hidden_at(inputs.input_ids, inputs.read_index, inputs.attention_mask, inputs.position_ids)
     rows = torch.split(read, [sample.masked for sample in samples])
     _require_finite(samples, rows)
     groups: dict[tuple[Want, TopKQuestion | None], list[int]] = {}

@@ -110,9 +110,9 @@ def test_flat_answers_do_not_start(attestor: Attestor, loaded: LoadedTeacher) ->
 
 
 def test_answers_that_ignore_the_input_do_not_start(attestor: Attestor, loaded: LoadedTeacher) -> None:
-    genuine = loaded.engine.model.hidden
+    genuine = loaded.engine.model.hidden_at
     constant = torch.linspace(-1, 1, loaded.engine.model.hidden_size)
-    loaded.engine.model.hidden = lambda *arguments: genuine(*arguments) * 0 + constant  # type: ignore[method-assign]
+    loaded.engine.model.hidden_at = lambda *arguments: genuine(*arguments) * 0 + constant  # type: ignore[method-assign]
     with pytest.raises(AttestationError) as caught:
         attestor.attest()
     assert caught.value.code == "teacher_collapsed"

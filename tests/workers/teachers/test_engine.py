@@ -221,15 +221,19 @@ class Spy:
     def hidden_size(self) -> int:
         return self.model.hidden_size
 
-    def hidden(
-        self, input_ids: Tensor, attention_mask: Any = None, position_ids: Tensor | None = None
+    def hidden_at(
+        self,
+        input_ids: Tensor,
+        read_index: Tensor,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         self.entered.set()
         assert self.gate.wait(30)
         self.shapes.append(tuple(input_ids.shape))
         if self.poison is not None and bool((input_ids == self.poison).any()):
             raise RuntimeError("poisoned")
-        hidden = self.model.hidden(input_ids, attention_mask, position_ids)
+        hidden = self.model.hidden_at(input_ids, read_index, attention_mask, position_ids)
         return hidden * float("nan") if self.is_nan else hidden
 
 

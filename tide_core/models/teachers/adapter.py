@@ -49,13 +49,14 @@ class TeacherModel(Protocol):
     def mask_token_id(self) -> int:
         """Id of the mask token, confirmed from the tokenizer."""
 
-    def hidden(
+    def hidden_at(
         self,
         input_ids: Int[Tensor, "batch seq"],
+        read_index: Int[Tensor, " masked"],
         attention_mask: AttentionMask | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
-    ) -> Float[Tensor, "batch seq hidden"]:
-        """Hidden states after the final norm, without gradients."""
+    ) -> Float[Tensor, "masked hidden"]:
+        """Hidden states after the final norm at places of the flattened ``[batch * seq]``, no gradients."""
 
 
 def architecture_of(folder: str | os.PathLike[str]) -> str:
