@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
-.PHONY: help install browser demo test check lint types imports bench clean
+.PHONY: help install browser demo test check lint types imports bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,6 +41,14 @@ check: lint types imports  ## style, types and import contracts
 test: check browser  ## everything that CI runs
 	$(BIN)/pytest -m "not ray" -n 2 --dist loadfile $(PYTEST_FLAGS)
 	$(BIN)/pytest -m ray $(PYTEST_FLAGS)
+
+BENCH_FLAGS ?= --quick
+
+bench: install  ## measure everything on the CPU, in under ten minutes (BENCH_FLAGS= for all of it)
+	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+bench-gpu: install  ## measure the true sizes on a CUDA device
+	$(BIN)/python -m benchmarks --gpu
 
 clean:  ## remove the virtual environment and everything that runs left
 	rm -rf $(VENV) .tide .mypy_cache .ruff_cache .pytest_cache .hypothesis

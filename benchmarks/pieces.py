@@ -81,11 +81,7 @@ def engine(sizes: Sizes, *, repeats: int, requests: int = 16) -> dict[str, Any]:
     """One-sequence requests of two jobs through the engine: batched, and one after the other."""
     scenario = SCENARIOS["reverse_calm"]
     served = make_engine(teacher("mixture", sizes))
-    single = replace(sizes, batch=1)
-    asked = [
-        request_of(scenario, replace(single, seed=sizes.seed + number), job_id=f"job-{number % 2}")
-        for number in range(requests)
-    ]
+    asked = _single_requests(scenario, sizes, requests)
 
     def together() -> None:
         answers: list[Future[ScoreResponse]] = [served.submit(request) for request in asked]
@@ -106,6 +102,19 @@ def engine(sizes: Sizes, *, repeats: int, requests: int = 16) -> dict[str, Any]:
         "tokens_per_second": {name: tokens / spent for name, spent in taken.items()},
         "batch_fill": figures.batch_fill,
     }
+
+
+def _single_requests(scenario: Scenario, sizes: Sizes, count: int) -> list[ScoreRequest]:
+    """Questions of two jobs about one sequence each; sequences without a masked token ask nothing."""
+    own, asked = recipe(scenario, sizes), []
+    rows = samples(scenario, sizes, 2 * count)
+    for row in rows:
+        request = collate([draw(row, 0, own)], own, mask_token_id=sizes.mask_id).request
+        if request is not None:
+            asked.append(replace(request, job_id=f"job-{len(asked) % 2}"))
+        if len(asked) == count:
+            break
+    return asked
 
 
 def make_engine(model: Decoder) -> TeacherEngine:

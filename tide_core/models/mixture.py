@@ -69,7 +69,7 @@ class Router(nn.Module):
 
     def _choose(self, scores: Float[Tensor, "token expert"]) -> Int[Tensor, "token chosen"]:
         rule = self.rule
-        grouped = scores.view(len(scores), rule.groups, -1)
+        grouped = torch.unflatten(scores, 1, (rule.groups, -1))
         group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
         kept = group_scores.topk(rule.kept_groups, dim=-1, sorted=False).indices
         is_kept = torch.zeros_like(group_scores, dtype=torch.bool).scatter(1, kept, True)
