@@ -106,7 +106,8 @@ def engine(sizes: Sizes, *, repeats: int, requests: int = 16) -> dict[str, Any]:
 
 def _single_requests(scenario: Scenario, sizes: Sizes, count: int) -> list[ScoreRequest]:
     """Questions of two jobs about one sequence each; sequences without a masked token ask nothing."""
-    own, asked = recipe(scenario, sizes), []
+    own = recipe(scenario, sizes)
+    asked: list[ScoreRequest] = []
     rows = samples(scenario, sizes, 2 * count)
     for row in rows:
         request = collate([draw(row, 0, own)], own, mask_token_id=sizes.mask_id).request

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tide_core.models.decoder import Decoder
+from tide_core.models.quantisation import quantise_layer
 from workers.teachers.tiny import tiny_teacher
 
 BATCH, SEQ = 3, 12
@@ -60,6 +61,14 @@ def test_checkpointed_and_frozen_forms_give_the_same(model: Decoder) -> None:
     again = model.forward_at(ids, places)
     for one, other in zip(gradients(model, again), gradients(model, read), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_quantised_model_reads_what_it_computes() -> None:
+    model = tiny_teacher("wedlm", seed=2)
+    for layer in model.layers:
+        quantise_layer(layer, "int8", "layer")
+    ids, places = torch.arange(2 * SEQ).view(2, SEQ), torch.tensor([1, 15, 3])
+    torch.testing.assert_close(model.hidden_at(ids, places), model.hidden(ids).flatten(0, 1)[places])
 
 
 def test_nothing_to_read(model: Decoder) -> None:
