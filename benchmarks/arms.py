@@ -109,6 +109,7 @@ class TideArm:
             progress=Progress(PROGRESS, PROGRESS),
             learning_rate=learning_rate,
             number=0,
+            forwards=1,
         )
         return result.total, result.parts
 
