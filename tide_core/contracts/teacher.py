@@ -10,7 +10,8 @@ from pydantic import Field
 
 from tide_core.contracts.base import Contract
 from tide_core.contracts.job import Quantisation, ResolvedJobSpec, TeacherSpec
-from tide_core.contracts.objective import needs_teacher
+from tide_core.contracts.objective import Pipeline, filters_chunks, needs_teacher
+from tide_core.contracts.scores import Want
 from tide_core.contracts.states import Phase
 
 TEACHER_DEPLOYMENT = "teacher"
@@ -112,3 +113,12 @@ def phase_needs_teacher(spec: ResolvedJobSpec, phase: Phase) -> bool:
             return needs_teacher(spec.objective)
         case Phase.EVALUATE:
             return spec.evaluation.enabled and (spec.evaluation.teacher_kl or spec.evaluation.baselines)
+
+
+def wanted(spec: ResolvedJobSpec) -> Want | None:
+    """What a job's trainers ask of the teacher; None: nothing."""
+    if not needs_teacher(spec.objective):
+        return None
+    if Pipeline(spec.pipeline) is Pipeline.CROSS_TOKENIZER:
+        return Want.TARGET_AND_BOUNDARY if filters_chunks(spec.objective) else Want.TARGET_LOG_PROB
+    return Want.HIDDEN if spec.teacher.top_k is None else Want.TOP_K

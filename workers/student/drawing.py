@@ -13,15 +13,9 @@ from jaxtyping import Bool, UInt8
 
 from tide_core.contracts.errors import AlignmentError
 from tide_core.contracts.job import ResolvedJobSpec
-from tide_core.contracts.objective import (
-    CompDemoContext,
-    Pipeline,
-    filters_chunks,
-    needs_teacher,
-    temperatures,
-)
+from tide_core.contracts.objective import CompDemoContext, Pipeline, temperatures
 from tide_core.contracts.scores import Layout, TopKQuestion, Want
-from tide_core.contracts.teacher import TeacherLease
+from tide_core.contracts.teacher import TeacherLease, wanted
 from tide_core.data.samples import PreparedSample
 from tide_core.masks.corruption import Corruption, corrupt, teacher_groups, teacher_groups_shared
 from tide_core.masks.streams import SampleKey
@@ -90,15 +84,6 @@ def recipe_for(
         weight=lease.job_weight if lease else 1.0,
         fingerprint=lease.fingerprint if lease else None,
     )
-
-
-def wanted(spec: ResolvedJobSpec) -> Want | None:
-    """What a job's trainers ask of the teacher; None: nothing."""
-    if not needs_teacher(spec.objective):
-        return None
-    if Pipeline(spec.pipeline) is Pipeline.CROSS_TOKENIZER:
-        return Want.TARGET_AND_BOUNDARY if filters_chunks(spec.objective) else Want.TARGET_LOG_PROB
-    return Want.HIDDEN if spec.teacher.top_k is None else Want.TOP_K
 
 
 def _top_k_question(spec: ResolvedJobSpec, shared_vocab: int) -> TopKQuestion:

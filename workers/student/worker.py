@@ -19,7 +19,7 @@ from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Note
 from tide_core.contracts.scores import Want
-from tide_core.contracts.teacher import TeacherDescription
+from tide_core.contracts.teacher import TeacherDescription, wanted
 from tide_core.data.batches import BatchPlan
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
@@ -35,7 +35,7 @@ from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore
 from workers.student.collective import Alone, Collective, ProcessGroup
-from workers.student.drawing import Recipe, recipe_for, wanted
+from workers.student.drawing import Recipe, recipe_for
 from workers.student.export import export_student, model_card
 from workers.student.initial import initial_location
 from workers.student.loop import Outcome, Run, spec_digest, train

@@ -26,7 +26,7 @@ from tide_core.contracts.errors import (
 )
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
-from workers.teachers.fair_queue import Entry, FairQueue
+from tide_core.queueing.fair_queue import Entry, FairQueue
 from workers.teachers.forward import joined_values, score_samples
 from workers.teachers.layouts import Sample, footprint, samples_of
 from workers.teachers.readout import Slices

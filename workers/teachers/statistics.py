@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from workers.teachers.fair_queue import Entry
+from tide_core.queueing.fair_queue import Entry
 
 REMEMBERED_JOBS = 256
 """Served tokens are kept for so many jobs, the most recently served."""

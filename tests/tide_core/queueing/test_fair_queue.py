@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tide_core.contracts.errors import RetryableScoreError
-from workers.teachers.fair_queue import Entry, FairQueue, length_bucket
+from tide_core.queueing.fair_queue import Entry, FairQueue, length_bucket
 
 
 def entry(job: str, length: int = 16, *, weight: float = 1.0, kind: str = "k", rows: int = 1) -> Entry[int]:

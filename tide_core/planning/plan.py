@@ -1,0 +1,178 @@
+"""A job's capacity plan: what it would take of a cluster, before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.objective import Pipeline
+from tide_core.contracts.plan import (
+    Cluster,
+    DataExpectations,
+    ModelFacts,
+    NoiseExpectations,
+    Placement,
+    Plan,
+    Simulated,
+)
+from tide_core.contracts.teacher import wanted
+from tide_core.planning.kinds import groups_of
+from tide_core.planning.models import ModelShape, model_shape
+from tide_core.planning.noise import DrawnSequences, draw_sequences
+from tide_core.planning.placing import Candidate, asked, balanced_ratio, best
+from tide_core.planning.roles import Step
+from tide_core.planning.simulation import SimulatedJob, SimulatedPool, simulate
+
+_SIMULATED_SEQUENCES = 40_000
+_FEWEST_STEPS, _MOST_STEPS = 16, 400
+_LARGEST_SIMULATED_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A config.json and where it came from."""
+
+    fields: Mapping[str, Any]
+    source: Literal["folder", "request", "published"]
+
+
+def make_plan(
+    spec: ResolvedJobSpec,
+    student: ModelConfig,
+    teacher: ModelConfig | None,
+    cluster: Cluster,
+    data: DataExpectations,
+    *,
+    is_simulated: bool = True,
+) -> Plan:
+    """What a job would take.
+
+    Args:
+        spec: the job, resolved.
+        student, teacher: their configs; the teacher's may be left out when the job asks it nothing.
+        cluster: the devices.
+        data: what sequences look like.
+        is_simulated: also simulate the placements, unless their steps are very large.
+
+    Raises:
+        CheckpointError: a config lacks sizes.
+        InvalidInputError: ``unknown_device_kind``, or ``does_not_fit`` with what to change.
+    """
+    groups = groups_of(cluster)
+    student_shape = model_shape(student.fields, "student.model")
+    teacher_shape = model_shape(teacher.fields, "teacher.model") if teacher is not None else None
+    sizes = draw_sequences(spec, data)
+    step = Step(spec, sizes, student_shape, teacher_shape if wanted(spec) is not None else None)
+    steps = total_steps(spec, data)
+    chosen = best(step, groups)
+    wish, problem = asked(step, groups)
+    notes = _notes(step, data, chosen, sum(count for _, count in groups))
+    if problem:
+        notes.append(problem)
+    if is_simulated and step.batch > _LARGEST_SIMULATED_BATCH:
+        notes.append(f"Not simulated: a step of more than {_LARGEST_SIMULATED_BATCH} sequences.")
+        is_simulated = False
+    return Plan(
+        pipeline=Pipeline(spec.pipeline),
+        want=step.want,
+        wire_bytes_per_masked_token=step.row_bytes,
+        student=_facts(student_shape, student),
+        teacher=_facts(teacher_shape, teacher) if teacher_shape and teacher else None,
+        noise=_expectations(sizes, spec.hyperparameters.micro_batch_size),
+        steps=steps,
+        asked=_shown(wish, steps, is_simulated=is_simulated) if wish else None,
+        best=_shown(chosen, steps, is_simulated=is_simulated),
+        balanced_replicas_per_trainer=balanced_ratio(chosen),
+        notes=tuple(notes),
+    )
+
+
+def total_steps(spec: ResolvedJobSpec, data: DataExpectations) -> int | None:
+    """Optimiser steps of the run; None when neither `max_steps` nor the number of rows is known."""
+    hyper = spec.hyperparameters
+    if hyper.max_steps is not None:
+        return hyper.max_steps
+    if data.rows is None or hyper.epochs is None:
+        return None
+    return max(1, math.ceil(hyper.epochs * data.rows / hyper.global_batch_size - 1e-9))
+
+
+def simulated(candidate: Candidate) -> Simulated | None:
+    """A placement, event by event; None without a teacher or when it shares a device with the trainer."""
+    teacher = candidate.teacher
+    if teacher is None or candidate.shares_devices:
+        return None
+    requests, sequences = candidate.trainer.shares(candidate.trainers)
+    step = candidate.step
+    steps = min(_MOST_STEPS, max(_FEWEST_STEPS, _SIMULATED_SEQUENCES // step.batch))
+    job = SimulatedJob(
+        trainers=candidate.trainers,
+        requests=requests,
+        sequences=sequences,
+        trainer_seconds=candidate.trainer.cost(candidate.trainers).process_seconds,
+        depth=step.spec.resources.prefetch_steps,
+        sizes=step.sizes,
+        row_bytes=step.row_bytes,
+    )
+    pool = SimulatedPool(
+        replicas=candidate.replicas,
+        budget=teacher.budget,
+        batch_seconds=lambda rows, length, masked: teacher.batch_seconds(rows, length, masked).total,
+        link_bandwidth=min(teacher.kind.link_bandwidth, candidate.trainer.kind.link_bandwidth),
+    )
+    return simulate([job], pool, steps)[0]
+
+
+def _shown(candidate: Candidate, steps: int | None, *, is_simulated: bool) -> Placement:
+    placement = candidate.placement(steps)
+    if not is_simulated:
+        return placement
+    return placement.model_copy(update={"simulated": simulated(candidate)})
+
+
+def _facts(shape: ModelShape, config: ModelConfig) -> ModelFacts:
+    return ModelFacts(
+        model_type=shape.model_type,
+        source=config.source,
+        parameters=shape.parameters,
+        active_parameters=shape.active_parameters,
+    )
+
+
+def _expectations(sizes: DrawnSequences, micro_batch: int) -> NoiseExpectations:
+    return NoiseExpectations(
+        student_kept_tokens=float(sizes.kept.mean()),
+        student_padded_tokens=sizes.padded_kept(micro_batch),
+        student_masked_tokens=float(sizes.masked.mean()),
+        teacher_tokens=sizes.teacher_padded,
+        teacher_masked_tokens=float(sizes.teacher_masked.mean()),
+    )
+
+
+def _notes(step: Step, data: DataExpectations, chosen: Candidate, devices: int) -> list[str]:
+    hyper, resources = step.spec.hyperparameters, step.spec.resources
+    notes = [
+        f"Every sequence has {step.sizes.tokens} student tokens, {data.prompt_share:.0%} of them prompt"
+        + (f", and {step.sizes.teacher_tokens} teacher tokens." if step.teacher is not None else ".")
+    ]
+    if total_steps(step.spec, data) is None:
+        notes.append("The length of the run is unknown: give data.rows (tide plan --rows) or max_steps.")
+    if chosen.trainers == hyper.global_batch_size and chosen.devices < devices:
+        notes.append(
+            f"{chosen.devices} of {devices} devices are used: with a global batch of "
+            f"{hyper.global_batch_size} no further trainer has anything to do."
+        )
+    on_gpu = chosen.trainer.kind.is_accelerator
+    if on_gpu and not resources.gpus_per_worker:
+        notes.append("resources.gpus_per_worker is 0: the plan gives every trainer a GPU; set it to 1.")
+    if on_gpu and step.teacher is not None and not resources.gpus_per_teacher:
+        notes.append("resources.gpus_per_teacher is 0: the plan gives every replica a GPU; set it to 1.")
+    if chosen.shares_devices:
+        notes.append(
+            "Trainer and replica take turns on one device: set gpus_per_worker and gpus_per_teacher to "
+            "fractions whose sum is 1."
+        )
+    return notes

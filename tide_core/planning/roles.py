@@ -1,0 +1,272 @@
+"""What a trainer and a teacher replica do for a step: work, seconds and memory, on a kind of device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.objective import (
+    ChunkTerm,
+    CrossEntropyTerm,
+    PositionTerm,
+    temperatures,
+)
+from tide_core.contracts.plan import DeviceKind, ProcessMemory, StepCost
+from tide_core.contracts.scores import Layout, TopKQuestion, Want, value_format
+from tide_core.contracts.teacher import wanted
+from tide_core.planning import costs, memory
+from tide_core.planning.costs import Precision, Seconds, Work
+from tide_core.planning.models import ModelShape
+from tide_core.planning.noise import DrawnSequences
+
+_MICRO_BATCH_BYTES = 34
+"""Of a token drawn ahead: ids, position, copy and block number in int64, two bools."""
+_REQUEST_BYTES = 5
+"""Of a token in a question: its id in int32 and its view in uint8; and 8 for a sequence's offset."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job's step, whatever runs it.
+
+    Attributes:
+        spec: the job.
+        sizes: its drawn sequences.
+        student, teacher: the models; no teacher when nothing is asked.
+    """
+
+    spec: ResolvedJobSpec
+    sizes: DrawnSequences
+    student: ModelShape
+    teacher: ModelShape | None
+
+    @property
+    def batch(self) -> int:
+        """Sequences of a step."""
+        return self.spec.hyperparameters.global_batch_size
+
+    @property
+    def want(self) -> Want | None:
+        """What is asked of the teacher."""
+        return wanted(self.spec)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes on the wire for each masked token."""
+        if self.want is None or self.teacher is None:
+            return 0
+        question = None
+        if self.want is Want.TOP_K:
+            assert self.spec.teacher.top_k is not None
+            k = min(self.spec.teacher.top_k, self.shared_vocab)
+            question = TopKQuestion(k, self.shared_vocab, temperatures(self.spec.objective))
+        values = value_format(self.want, question, self.teacher.hidden)
+        return values.dtype.itemsize * math.prod(values.row)
+
+    @property
+    def shared_vocab(self) -> int:
+        """Ids that both models may share: known exactly only from the tokenizers."""
+        return min(self.student.vocab, self.teacher.vocab) if self.teacher is not None else 0
+
+    @cached_property
+    def wire_bytes(self) -> float:
+        """Bytes of a step's questions and answers."""
+        if self.want is None:
+            return 0.0
+        asked = _REQUEST_BYTES * self.sizes.teacher_tokens + 8
+        return self.batch * (asked + self.row_bytes * float(self.sizes.teacher_masked.mean()))
+
+    @cached_property
+    def head_gradients(self) -> int:
+        """Passes over the student's LM head that each give it a gradient."""
+        terms = [term for term in self.spec.objective if term.weight > 0]
+        tokens = any(isinstance(term, CrossEntropyTerm | ChunkTerm) for term in terms)
+        return int(tokens) + sum(isinstance(term, PositionTerm) for term in terms)
+
+
+@dataclass(frozen=True)
+class TrainerRole:
+    """A trainer on a kind of device."""
+
+    step: Step
+    kind: DeviceKind
+
+    @property
+    def precision(self) -> Precision:
+        """Of the forward: bfloat16 where asked for, or by default on a GPU."""
+        asked = self.step.spec.hyperparameters.precision
+        if asked == "auto":
+            return "bfloat16" if self.kind.is_accelerator else "float32"
+        return asked
+
+    def shares(self, trainers: int) -> tuple[int, int]:
+        """Micro-batches of the trainer with the most to do, and sequences of each."""
+        sequences = -(-self.step.batch // trainers)
+        micro_batches = -(-sequences // self.step.spec.hyperparameters.micro_batch_size)
+        return micro_batches, -(-sequences // micro_batches)
+
+    def cost(self, trainers: int) -> StepCost:
+        """A step on so many trainers, the busiest of them."""
+        micro_batches, rows = self.shares(trainers)
+        one = self.micro_batch(rows)
+        work = one.times(micro_batches) + costs.update(self.step.student.parameters)
+        time = costs.seconds(work, self.kind, self.precision)
+        exposed = self._exposed_exchange(trainers, one)
+        limit = (
+            time.limit if exposed <= max(time.compute, time.memory, time.dispatch) else "gradient_exchange"
+        )
+        return StepCost(
+            flops=work.flops * trainers,
+            memory_traffic_bytes=work.traffic * trainers,
+            process_seconds=time.total + exposed,
+            limited_by=limit,
+        )
+
+    def micro_batch(self, rows: int) -> Work:
+        """Forward, loss and backward of one micro-batch."""
+        step, hyper = self.step, self.step.spec.hyperparameters
+        length = step.sizes.padded_kept(rows)
+        layers = costs.training(
+            step.student, rows, length, self.precision, is_checkpointed=hyper.activation_checkpointing
+        )
+        return layers + self._loss(rows * float(step.sizes.masked.mean()))
+
+    def memory(self, trainers: int) -> ProcessMemory:
+        """Memory of a trainer among so many."""
+        step, spec = self.step, self.step.spec
+        micro_batches, rows = self.shares(trainers)
+        # The longest of many micro-batches decides the peak.
+        length = float(step.sizes.kept.max())
+        masked = rows * float(step.sizes.masked.mean())
+        token = rows * length * _MICRO_BATCH_BYTES + rows * length**2
+        answer = rows * float(step.sizes.teacher_masked.mean()) * step.row_bytes
+        question = rows * step.sizes.teacher_tokens * _REQUEST_BYTES if step.want else 0.0
+        ahead = (spec.resources.prefetch_steps + 1) * micro_batches
+        holds_head = step.want is Want.HIDDEN and step.teacher is not None
+        return memory.trainer_memory(
+            step.student,
+            self.kind,
+            self.precision,
+            rows=rows,
+            length=length,
+            masked=masked,
+            trainers=trainers,
+            is_checkpointed=spec.hyperparameters.activation_checkpointing,
+            loss_terms=step.head_gradients,
+            teacher_head=step.teacher.head if holds_head and step.teacher is not None else 0,
+            prefetched=ahead * (token + answer + question),
+        )
+
+    def with_micro_batch(self, size: int, *, is_checkpointed: bool) -> TrainerRole:
+        """The same trainer under other hyper-parameters."""
+        changes = {"micro_batch_size": size, "activation_checkpointing": is_checkpointed}
+        hyper = self.step.spec.hyperparameters.model_copy(update=changes)
+        spec = self.step.spec.model_copy(update={"hyperparameters": hyper})
+        return replace(self, step=replace(self.step, spec=spec))
+
+    def _loss(self, masked: float) -> Work:
+        """The terms at the masked rows: two passes over the slices, and the gradients of rows and head."""
+        step, student = self.step, self.step.student
+        width = costs.WIDTH[self.precision]
+        one = costs.head_product(masked, student.vocab, student.hidden, width)
+        size = memory.LOSS_SLICE[self.kind.is_accelerator]
+        passes = 2.0 * costs.sliced_kernels(masked, student.vocab, size)
+        # Scores, and in the backward scores again, the gradient of the rows, the gradient of the head.
+        total = one.times(4.0 * step.head_gradients) + Work(kernels=passes * step.head_gradients)
+        position_terms = [t for t in step.spec.objective if isinstance(t, PositionTerm) and t.weight > 0]
+        if step.want is Want.HIDDEN and step.teacher is not None:
+            theirs = costs.head_product(masked, step.shared_vocab, step.teacher.hidden, width)
+            total = total + theirs.times(2.0 * len(position_terms))
+        if step.want is Want.TOP_K:  # the student's own likeliest ids
+            total = total + one.times(float(len(position_terms)))
+        return total + Work(elementwise_bytes=12.0 * student.head * step.head_gradients)
+
+    def _exposed_exchange(self, trainers: int, one: Work) -> float:
+        """Seconds of summing gradients that the last micro-batch's backward does not hide."""
+        if trainers < 2:
+            return 0.0
+        exchange = costs.exchange_bytes(self.step.student.parameters, trainers) / self.kind.link_bandwidth
+        hidden = 2.0 / 3.0 * costs.seconds(one, self.kind, self.precision).total
+        return max(0.0, exchange - hidden)
+
+
+@dataclass(frozen=True)
+class TeacherRole:
+    """A teacher's replicas on a kind of device."""
+
+    step: Step
+    kind: DeviceKind
+
+    @property
+    def shape(self) -> ModelShape:
+        assert self.step.teacher is not None
+        return self.step.teacher
+
+    @property
+    def precision(self) -> Precision:
+        """Of the served weights: bfloat16 by default on a GPU; float16 is as fast and as wide."""
+        asked = self.step.spec.teacher.dtype
+        if asked == "auto":
+            return "bfloat16" if self.kind.is_accelerator else "float32"
+        return "float32" if asked == "float32" else "bfloat16"
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a forward."""
+        return memory.ENGINE_BATCH_TOKENS[self.kind.is_accelerator]
+
+    def batch(self, rows: float, length: float, masked: float) -> Work:
+        """One forward and its readout."""
+        shape, is_grouped = self.shape, self.kind.is_accelerator and self.precision == "bfloat16"
+        work = costs.forward(shape, rows, length, self.precision, is_grouped=is_grouped)
+        if self.step.want is Want.HIDDEN:
+            return work
+        slice_rows, slice_vocab = memory.ENGINE_SLICES[self.kind.is_accelerator]
+        head = costs.head_product(masked, shape.vocab, shape.hidden, costs.WIDTH[self.precision])
+        return work + head + Work(kernels=costs.sliced_kernels(masked, shape.vocab, slice_rows * slice_vocab))
+
+    def batch_seconds(self, rows: float, length: float, masked: float) -> Seconds:
+        """Time of one forward and its readout."""
+        return costs.seconds(self.batch(rows, length, masked), self.kind, self.precision)
+
+    def cost(self, replicas: int) -> StepCost:
+        """All of a step's questions on so many replicas.
+
+        A replica gathers what a step leaves it into forwards of at most the token budget.
+        """
+        work, time = self._scaled(self.step.batch / replicas)
+        return StepCost(
+            flops=work.flops * replicas,
+            memory_traffic_bytes=work.traffic * replicas,
+            process_seconds=time.total,
+            limited_by=time.limit,
+        )
+
+    def answer_seconds(self, sequences: float) -> float:
+        """Time of one question of so many sequences on an idle replica."""
+        return self._scaled(sequences)[1].total
+
+    def memory(self) -> ProcessMemory:
+        """Memory of a replica."""
+        sizes = self.step.sizes
+        return memory.teacher_memory(
+            self.shape,
+            self.kind,
+            self.precision,
+            longest=float(sizes.teacher_lengths.max()),
+            readout=self.step.want is not Want.HIDDEN,
+            has_mask=Layout(self.step.spec.teacher.attention) is not Layout.BIDIRECTIONAL,
+        )
+
+    def _scaled(self, sequences: float) -> tuple[Work, Seconds]:
+        sizes = self.step.sizes
+        asking = max(1e-9, float((sizes.teacher_rows > 0).mean()))
+        rows_each = float(sizes.teacher_rows.mean()) / asking
+        length = sizes.teacher_padded / max(1e-9, float(sizes.teacher_rows.mean()))
+        masked_each = float(sizes.teacher_masked.mean()) / asking
+        asked = sequences * asking
+        together = min(max(1.0, asked), max(1.0, self.budget / max(1.0, rows_each * length)))
+        work = self.batch(together * rows_each, length, together * masked_each).times(asked / together)
+        return work, costs.seconds(work, self.kind, self.precision)
