@@ -157,6 +157,39 @@ def demo(
             typer.echo(json.dumps(report))
 
 
+def measure(
+    file: Annotated[
+        Path | None, typer.Argument(help="Where to write the cluster file; default: standard output.")
+    ] = None,
+    *,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="On a CPU: threads of a process; default: torch's own.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Devices (on a CPU: processes) of the cluster.")] = 1,
+) -> None:
+    """Measure what this machine's device can do, as a cluster file for `tide plan --cluster`."""
+    with clear_errors("text"):
+        import torch
+
+        from tide_core.contracts.errors import InvalidInputError
+        from tide_core.contracts.plan import Cluster, DeviceGroup
+        from workers.measuring import measure_device
+
+        chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if chosen not in ("cpu", "cuda") or (chosen == "cuda" and not torch.cuda.is_available()):
+            raise InvalidInputError(
+                f"--device is {chosen!r}: give cpu, or cuda where there is one.", param="device"
+            )
+        kind = measure_device(torch.device(chosen), threads=threads)
+        text = Cluster(devices=(DeviceGroup(kind=kind, count=count),)).model_dump_json(indent=2)
+        if file is None:
+            typer.echo(text)
+        else:
+            file.write_text(text + "\n", encoding="utf-8")
+            typer.echo(f"Wrote {file}. Plan with: tide plan SPEC --cluster {file}", err=True)
+
+
 @contextmanager
 def clear_errors(output: str) -> Iterator[None]:
     """Turn Tide's errors into one message and exit status 1; anything else is a defect and keeps its

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import jobs, teachers
+from service.cli import jobs, plan, teachers
 from service.cli.failures import clear_errors
 from service.cli.options import Output, OutputOption
 
@@ -47,7 +47,8 @@ def build_app(invoked: str | None) -> typer.Typer:
     app.command("doctor")(_doctor)
     app.add_typer(jobs.app, name="jobs")
     app.command("teachers")(teachers.list_teachers)
-    known = {"up", "serve", "down", "doctor", "jobs", "teachers"}
+    app.command("plan")(plan.plan_job)
+    known = {"up", "serve", "down", "doctor", "jobs", "teachers", "plan"}
     if invoked not in known:
         _add_plugins(app)
     return app

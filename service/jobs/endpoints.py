@@ -11,13 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.api.dependencies import Context, JobId, ReadSession, WriteSession
 from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import After, Limit, Page, page_of
-from service.jobs import repository, service
+from service.jobs import planning, repository, service
 from service.jobs.logs import job_log
 from service.jobs.presentation import checkpoint_object, job_object, series_objects
 from service.jobs.schemas import Checkpoint, Job, MetricSeriesList
 from service.jobs.tables import JobRow
 from service.models import repository as models
 from tide_core.contracts.job import JobSpec
+from tide_core.contracts.plan import Plan, PlanRequest
 from tide_core.contracts.states import JobState, Phase
 
 router = APIRouter(tags=["jobs"])
@@ -54,6 +55,15 @@ async def create_job(
     response.status_code = 200
     async with context.database.read() as session:
         return await _shown(session, submitted.job)
+
+
+@router.post("/jobs/plan", responses=error_responses(422))
+async def plan_job(request: PlanRequest) -> Plan:
+    """Say what a job would take of a cluster: memory, work, the split of devices, steps and hours.
+
+    The spec is checked as a posted job's is; nothing is stored and nothing runs.
+    """
+    return await planning.plan(request)
 
 
 @router.get("/jobs", responses=error_responses(404, 422))

@@ -25,6 +25,15 @@ def read_model_type(folder: Path, param: str) -> str:
     Raises:
         CheckpointError: ``not_a_model_folder`` or ``bad_checkpoint``.
     """
+    return str(read_config(folder, param).get("model_type"))
+
+
+def read_config(folder: Path, param: str) -> dict[str, Any]:
+    """The fields of a folder's config.json.
+
+    Raises:
+        CheckpointError: ``not_a_model_folder`` or ``bad_checkpoint``.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -33,7 +42,7 @@ def read_model_type(folder: Path, param: str) -> str:
             code="not_a_model_folder",
             param=param,
         )
-    return str(_read_object(path, param).get("model_type"))
+    return _read_object(path, param)
 
 
 def check_teacher_architecture(model_type: str, asked: str, param: str) -> str:

@@ -21,7 +21,7 @@ Counts = npt.NDArray[np.int64]
 Rates = npt.NDArray[np.float64]
 
 _DRAWN_TOKENS = 2**20
-_FEWEST, _MOST = 64, 2048
+_FEWEST, _MOST = 16, 2048
 _SEED = 2604
 
 

@@ -29,6 +29,8 @@ from tide_core.planning.simulation import SimulatedJob, SimulatedPool, simulate
 _SIMULATED_SEQUENCES = 40_000
 _FEWEST_STEPS, _MOST_STEPS = 16, 400
 _LARGEST_SIMULATED_BATCH = 8192
+_UNEVEN = 1.1
+"""Ratio of simulated to mean pace above which a plan says so."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ def make_plan(
     if is_simulated and step.batch > _LARGEST_SIMULATED_BATCH:
         notes.append(f"Not simulated: a step of more than {_LARGEST_SIMULATED_BATCH} sequences.")
         is_simulated = False
+    shown = _shown(chosen, steps, is_simulated=is_simulated)
+    played = shown.simulated
+    if played is not None and played.seconds_per_step > _UNEVEN * shown.seconds_per_step:
+        notes.append(
+            f"Simulated, a step of the best placement takes {played.seconds_per_step:.3g} s, in the mean "
+            f"{shown.seconds_per_step:.3g} s: its questions are few and large. A larger "
+            "resources.prefetch_steps or a smaller micro_batch_size evens them out."
+        )
     return Plan(
         pipeline=Pipeline(spec.pipeline),
         want=step.want,
@@ -84,7 +94,7 @@ def make_plan(
         noise=_expectations(sizes, spec.hyperparameters.micro_batch_size),
         steps=steps,
         asked=_shown(wish, steps, is_simulated=is_simulated) if wish else None,
-        best=_shown(chosen, steps, is_simulated=is_simulated),
+        best=shown,
         balanced_replicas_per_trainer=balanced_ratio(chosen),
         notes=tuple(notes),
     )

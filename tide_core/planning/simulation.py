@@ -112,7 +112,8 @@ class _Path:
     def shorter_queue(self) -> _Replica:
         """The less loaded of two replicas at random, as Serve routes."""
         first, second = self.draws.integers(0, len(self.replicas), 2).tolist()
-        one, other = self.replicas[first], self.replicas[second]
+        one: _Replica = self.replicas[first]
+        other: _Replica = self.replicas[second]
         return one if one.load <= other.load else other
 
 

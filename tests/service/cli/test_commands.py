@@ -7,18 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
-from service.app import create_app
 from service.cli import main as cli
 from service.cli.client import ControlPlane
 from service.cli.jobs import _print_lines
@@ -26,33 +22,9 @@ from service.cli.options import Output
 from service.cli.setting_flags import read_settings
 from service.cli.spec_file import read_spec
 from service.cli.watching import event_line, follow, outcome
-from service.observability.logging import configure_logging
 from service.orchestrator.embedded_ray import free_port
-from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
 from tide_core.contracts.errors import InvalidInputError
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A control plane over HTTP, with a cluster in memory."""
-    configure_logging("ERROR")
-    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), port=free_port(), events_poll_seconds=0.05)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, FakeCompute()),
-            port=settings.port,
-            log_config=None,
-            timeout_graceful_shutdown=1,
-        )
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{settings.port}"
-    server.should_exit = True
-    thread.join(10)
 
 
 def invoke(*words: str, text: str | None = None, **environment: str) -> Any:
@@ -71,7 +43,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert answer.stderr.strip() == "[]"
-    for word in ("up", "down", "doctor", "jobs", "teachers", "sample", "convert", "demo"):
+    for word in ("up", "down", "doctor", "jobs", "teachers", "plan", "sample", "convert", "demo"):
         assert word in answer.stdout
 
 
