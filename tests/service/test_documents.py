@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from service import docs, openapi
+from service import docs, openapi, sizing
 
 
 def test_the_openapi_document_is_current() -> None:
@@ -13,6 +13,10 @@ def test_the_openapi_document_is_current() -> None:
 
 def test_the_job_specs_reference_is_current() -> None:
     assert docs.TARGET.read_text(encoding="utf-8") == docs.document(), "run python -m service.docs"
+
+
+def test_the_sizes_of_real_pairs_are_current() -> None:
+    assert sizing.TARGET.read_text(encoding="utf-8") == sizing.document(), "run python -m service.sizing"
 
 
 def test_every_failure_is_described_by_the_envelope() -> None:

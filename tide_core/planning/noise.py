@@ -53,15 +53,21 @@ class DrawnSequences:
         groups = self.kept[: self.kept.size // size * size].reshape(-1, size)
         return float(groups.max(axis=1).mean())
 
-    @property
-    def teacher_padded(self) -> float:
-        """Mean tokens of a sequence in the teacher's forward: the engine batches like lengths by bucket."""
-        buckets = np.array([length_bucket(int(length)) for length in self.teacher_lengths])
-        padded = np.zeros_like(self.teacher_lengths)
-        for bucket in np.unique(buckets):
-            inside = buckets == bucket
-            padded[inside] = self.teacher_lengths[inside].max()
-        return float((self.teacher_rows * padded).mean())
+    def teacher_padded(self, together: int) -> float:
+        """Mean tokens of a sequence in the teacher's forward, when so many sequences wait at a time.
+
+        The engine batches like lengths by bucket; all rows of a forward are as long as its longest.
+        """
+        size = max(1, min(together, self.teacher_lengths.size))
+        count = self.teacher_lengths.size // size
+        lengths = self.teacher_lengths[: count * size]
+        buckets = np.array([length_bucket(int(length)) for length in lengths])
+        # One key for each bucket within each group of sequences that wait together.
+        keys = np.repeat(np.arange(count), size) * (int(buckets.max()) + 1) + buckets
+        _, place = np.unique(keys, return_inverse=True)
+        longest = np.zeros(place.max() + 1, np.int64)
+        np.maximum.at(longest, place, lengths)
+        return float((self.teacher_rows[: count * size] * longest[place]).mean())
 
 
 def mask_rates(noise: NoiseSpec, timesteps: Rates) -> Rates:

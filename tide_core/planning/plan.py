@@ -21,7 +21,7 @@ from tide_core.contracts.plan import (
 from tide_core.contracts.teacher import wanted
 from tide_core.planning.kinds import groups_of
 from tide_core.planning.models import ModelShape, model_shape
-from tide_core.planning.noise import DrawnSequences, draw_sequences
+from tide_core.planning.noise import draw_sequences
 from tide_core.planning.placing import Candidate, asked, balanced_ratio, best
 from tide_core.planning.roles import Step
 from tide_core.planning.simulation import SimulatedJob, SimulatedPool, simulate
@@ -91,7 +91,7 @@ def make_plan(
         wire_bytes_per_masked_token=step.row_bytes,
         student=_facts(student_shape, student),
         teacher=_facts(teacher_shape, teacher) if teacher_shape and teacher else None,
-        noise=_expectations(sizes, spec.hyperparameters.micro_batch_size),
+        noise=_expectations(chosen),
         steps=steps,
         asked=_shown(wish, steps, is_simulated=is_simulated) if wish else None,
         best=shown,
@@ -152,13 +152,14 @@ def _facts(shape: ModelShape, config: ModelConfig) -> ModelFacts:
     )
 
 
-def _expectations(sizes: DrawnSequences, micro_batch: int) -> NoiseExpectations:
+def _expectations(candidate: Candidate) -> NoiseExpectations:
+    sizes, teacher = candidate.step.sizes, candidate.teacher
     return NoiseExpectations(
         student_kept_tokens=float(sizes.kept.mean()),
-        student_padded_tokens=sizes.padded_kept(micro_batch),
+        student_padded_tokens=sizes.padded_kept(candidate.step.spec.hyperparameters.micro_batch_size),
         student_masked_tokens=float(sizes.masked.mean()),
-        teacher_tokens=sizes.teacher_padded,
-        teacher_masked_tokens=float(sizes.teacher_masked.mean()),
+        teacher_tokens=teacher.padded_tokens if teacher is not None else 0.0,
+        teacher_masked_tokens=float(sizes.teacher_masked.mean()) if teacher is not None else 0.0,
     )
 
 

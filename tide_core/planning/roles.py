@@ -110,16 +110,17 @@ class TrainerRole:
     def cost(self, trainers: int) -> StepCost:
         """A step on so many trainers, the busiest of them."""
         micro_batches, rows = self.shares(trainers)
-        one = self.micro_batch(rows)
-        work = one.times(micro_batches) + costs.update(self.step.student.parameters)
+        one, parameters = self.micro_batch(rows), self.step.student.parameters
+        work = one.times(micro_batches) + costs.update(parameters)
         time = costs.seconds(work, self.kind, self.precision)
         exposed = self._exposed_exchange(trainers, one)
         limit = (
             time.limit if exposed <= max(time.compute, time.memory, time.dispatch) else "gradient_exchange"
         )
+        number = self.step.batch / rows
         return StepCost(
-            flops=work.flops * trainers,
-            memory_traffic_bytes=work.traffic * trainers,
+            flops=one.flops * number,
+            memory_traffic_bytes=one.traffic * number + costs.update(parameters).traffic * trainers,
             process_seconds=time.total + exposed,
             limited_by=limit,
         )
@@ -260,11 +261,18 @@ class TeacherRole:
             has_mask=Layout(self.step.spec.teacher.attention) is not Layout.BIDIRECTIONAL,
         )
 
+    @cached_property
+    def padded_tokens(self) -> float:
+        """Mean tokens of a sequence in a forward: of a step's sequences, as many as the budget takes."""
+        sizes = self.step.sizes
+        mean = max(1.0, float((sizes.teacher_rows * sizes.teacher_lengths).mean()))
+        return sizes.teacher_padded(max(1, min(self.step.batch, int(self.budget / mean))))
+
     def _scaled(self, sequences: float) -> tuple[Work, Seconds]:
         sizes = self.step.sizes
         asking = max(1e-9, float((sizes.teacher_rows > 0).mean()))
         rows_each = float(sizes.teacher_rows.mean()) / asking
-        length = sizes.teacher_padded / max(1e-9, float(sizes.teacher_rows.mean()))
+        length = self.padded_tokens / max(1e-9, float(sizes.teacher_rows.mean()))
         masked_each = float(sizes.teacher_masked.mean()) / asking
         asked = sequences * asking
         together = min(max(1.0, asked), max(1.0, self.budget / max(1.0, rows_each * length)))
