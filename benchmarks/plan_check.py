@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, DeviceKind
 from tide_core.contracts.reporting import AnyReport, Metrics
-from tide_core.contracts.teacher import TeacherDescription
+from tide_core.contracts.scores import Want
+from tide_core.contracts.teacher import TeacherDescription, wanted
 from tide_core.data.batches import BatchPlan
 from tide_core.data.samples import PreparedSample
 from tide_core.data.shards import PreparedSplit, SplitManifest, write_shard
@@ -144,7 +146,7 @@ def sample(index: int, options: argparse.Namespace, pipeline: Pipeline) -> Prepa
 
 
 class Timing(RecordingReporter):
-    """Notes the clocks at the end of every step: this thread's, the process's, and the wall's."""
+    """Notes the clocks before and after every step: this thread's, the process's, and the wall's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,37 +154,53 @@ class Timing(RecordingReporter):
 
     def send(self, body: AnyReport) -> None:
         if isinstance(body, Metrics):
-            self.clocks.append((time.thread_time(), time.process_time(), time.perf_counter()))
+            self.note()
         super().send(body)
+
+    def note(self) -> None:
+        """Read the clocks."""
+        self.clocks.append((time.thread_time(), time.process_time(), time.perf_counter()))
 
 
 def run(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Train a scenario and give seconds a step, and the peak of this process's memory."""
     torch.set_num_threads(1)
-    pipeline, _ = SCENARIOS[name]
     spec = job_spec(name, options)
-    config = teacher_config(pipeline, options.vocab)
-    teacher = ARCHITECTURES[config["model_type"]].from_config(config, seed=1).eval().requires_grad_(False)
+    config = teacher_config(SCENARIOS[name][0], options.vocab)
+    timing = Timing()
+    with tempfile.TemporaryDirectory(prefix="tide-plan-check-") as folder, ExitStack() as stack:
+        transport = head = None
+        if wanted(spec) is not None:
+            teacher = ARCHITECTURES[config["model_type"]].from_config(config, seed=1).eval()
+            transport = _transport(teacher.requires_grad_(False), stack)
+        if wanted(spec) is Want.HIDDEN:
+            # A copy, as a trainer in a process of its own holds one.
+            head = teacher.lm_head.weight.detach().clone()
+        prepared = _run(spec, transport, head, Path(folder), timing, options)
+        timing.note()
+        train(prepared)
+    clocks = np.array(timing.clocks)
+    own, _, wall = np.diff(clocks[_WARM_UP:], axis=0).mean(axis=0).tolist()
+    # What the trainer's thread did not use. Over all steps: the teacher is some steps ahead.
+    used, of_all, _ = ((clocks[-1] - clocks[0]) / (len(clocks) - 1)).tolist()
+    return {"trainer": own, "teacher": of_all - used, "wall": wall, "peak_bytes": float(_peak_bytes())}
+
+
+def _transport(teacher: Decoder, stack: ExitStack) -> LocalTransport:
     engine = TeacherEngine(
         teacher,
         fingerprint="f",
         tokenizer_fingerprint="t",
         settings=EngineSettings.for_device(torch.device("cpu"), threads=1),
     )
-    timing = Timing()
-    with tempfile.TemporaryDirectory(prefix="tide-plan-check-") as folder:
-        try:
-            train(_run(spec, teacher, engine, Path(folder), timing, options))
-        finally:
-            engine.close()
-    own, process, wall = np.diff(np.array(timing.clocks)[_WARM_UP - 1 :], axis=0).mean(axis=0).tolist()
-    return {"trainer": own, "teacher": process - own, "wall": wall, "peak_bytes": float(_peak_bytes())}
+    stack.callback(engine.close)
+    return LocalTransport(engine, _description(teacher))
 
 
 def _run(
     spec: ResolvedJobSpec,
-    teacher: Decoder,
-    engine: TeacherEngine,
+    transport: LocalTransport | None,
+    teacher_head: torch.Tensor | None,
     folder: Path,
     timing: Timing,
     options: argparse.Namespace,
@@ -201,9 +219,8 @@ def _run(
             PreparedSplit(folder, manifest), seed=spec.seed, global_batch_size=options.batch, rows=len(rows)
         ),
         student=BlockDiffusionStudent.from_config(student_config(options.vocab), seed=2),
-        # A copy, as a trainer in a process of its own holds one.
-        teacher_head=teacher.lm_head.weight.detach().clone() if is_shared else None,
-        transport=LocalTransport(engine, _description(teacher)),
+        teacher_head=teacher_head,
+        transport=transport,
         collective=Alone(),
         reporter=timing,
         store=CheckpointStore(str(folder / "checkpoints"), 1),
