@@ -139,6 +139,18 @@ def forward(shape: ModelShape, rows: float, length: float, precision: Precision,
     )
 
 
+def restoring(shape: ModelShape, tokens: float, precision: Precision, *, is_grouped: bool) -> Work:
+    """Quantised matrices made whole for one forward: read as few bits, widened, scaled, written."""
+    idle = 0.0
+    if shape.mixture is not None and not is_grouped:  # one after the other: those that have a token
+        experts = shape.mixture.experts - shape.mixture.expected_experts(tokens)
+        idle = shape.sparse_layers * experts * 3.0 * shape.hidden * shape.mixture.width
+    return Work(
+        elementwise_bytes=(shape.quantisable - idle) * (1.0 + 3.0 * WIDTH[precision]),
+        kernels=5.0 * 4.0 * shape.layers,
+    )
+
+
 def attention_flops(shape: ModelShape, rows: float, length: float) -> float:
     """Scores and mixture of one layer; kernels with a mask compute all pairs."""
     return 4.0 * rows * length**2 * shape.query_width

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tide_core.contracts.job import Quantisation
 from tide_core.contracts.plan import DeviceKind, MemoryPart, ProcessMemory
+from tide_core.contracts.teacher import bits_per_weight
 from tide_core.planning.costs import WIDTH, Precision
 from tide_core.planning.models import ModelShape
 
@@ -34,6 +36,7 @@ def teacher_memory(
     longest: float,
     readout: bool,
     has_mask: bool,
+    quantisation: Quantisation = "none",
 ) -> ProcessMemory:
     """A teacher replica.
 
@@ -44,13 +47,19 @@ def teacher_memory(
         longest: tokens of the longest row; a row beyond the token budget goes alone.
         readout: whether it runs its LM head (not for hidden states).
         has_mask: whether queries see some keys only, which takes a bool for each pair.
+        quantisation: how the layers' matrices are held.
     """
     width = WIDTH[precision]
     tokens = max(longest, ENGINE_BATCH_TOKENS[kind.is_accelerator])
     parts = [
-        MemoryPart(name="weights", bytes=weight_bytes(shape, precision)),
+        MemoryPart(name="weights", bytes=weight_bytes(shape, precision, quantisation)),
         MemoryPart(name="activations", bytes=round(tokens * inference_bytes(shape, width))),
     ]
+    if quantisation != "none":
+        largest = max(shape.hidden * shape.feed_forward * 2, shape.attention_matrix)
+        if shape.mixture is not None and kind.is_accelerator:  # the grouped product's whole stack
+            largest = max(largest, shape.mixture.experts * 3 * shape.hidden * shape.mixture.width)
+        parts.append(MemoryPart(name="restored weights", bytes=width * largest))
     if has_mask:
         # The bools, and the same as numbers to add to the scores.
         parts.append(MemoryPart(name="attention mask", bytes=round(tokens * longest * (1 + width))))
@@ -63,10 +72,12 @@ def teacher_memory(
     return _process(kind, parts, [])
 
 
-def weight_bytes(shape: ModelShape, precision: Precision) -> int:
+def weight_bytes(shape: ModelShape, precision: Precision, quantisation: Quantisation = "none") -> int:
     """Weights as they are served; the experts' selection biases stay in float32."""
     biases = shape.sparse_layers * shape.mixture.experts if shape.mixture is not None else 0
-    return (shape.parameters - biases) * WIDTH[precision] + 4 * biases
+    few = 0 if quantisation == "none" else shape.quantisable
+    held = few * bits_per_weight(quantisation) / 8 if quantisation != "none" else 0.0
+    return round((shape.parameters - biases - few) * WIDTH[precision] + 4 * biases + held)
 
 
 def inference_bytes(shape: ModelShape, width: int) -> float:

@@ -149,6 +149,12 @@ class ModelShape:
         return dense + self.sparse_layers * self.sparse_matrix(experts)
 
     @property
+    def quantisable(self) -> int:
+        """Weights that a quantised teacher holds in few bits: the layers' matrices but their routers."""
+        experts = self.mixture.experts if self.mixture is not None else 0
+        return int(self.layer_matrices(experts) - self.sparse_layers * experts * self.hidden)
+
+    @property
     def head(self) -> int:
         """Weights of the LM head."""
         return self.vocab * self.hidden

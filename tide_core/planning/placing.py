@@ -279,6 +279,8 @@ def _largest_micro_batch(candidate: Candidate, size: int, *, is_checkpointed: bo
 def _teacher_shortage(candidate: Candidate, theirs: ProcessMemory) -> str:
     assert candidate.teacher is not None
     narrower = " a narrower teacher.dtype (bfloat16)," if candidate.teacher.precision == "float32" else ""
+    if candidate.step.spec.teacher.quantisation == "none":
+        narrower += " teacher.quantisation (int8, int4),"
     return (
         f"A teacher replica needs {_gib(theirs.device_bytes)} on a {candidate.teacher.kind.name}, which has "
         f"{_gib(theirs.available_bytes)} ({_largest_parts(theirs)}). A replica lives on one device: take a "

@@ -222,6 +222,8 @@ class TeacherRole:
         """One forward and its readout."""
         shape, is_grouped = self.shape, self.kind.is_accelerator and self.precision == "bfloat16"
         work = costs.forward(shape, rows, length, self.precision, is_grouped=is_grouped)
+        if self.step.spec.teacher.quantisation != "none":
+            work = work + costs.restoring(shape, rows * length, self.precision, is_grouped=is_grouped)
         if self.step.want is Want.HIDDEN:
             return work
         slice_rows, slice_vocab = memory.ENGINE_SLICES[self.kind.is_accelerator]
@@ -259,6 +261,7 @@ class TeacherRole:
             longest=float(sizes.teacher_lengths.max()),
             readout=self.step.want is not Want.HIDDEN,
             has_mask=Layout(self.step.spec.teacher.attention) is not Layout.BIDIRECTIONAL,
+            quantisation=self.step.spec.teacher.quantisation,
         )
 
     @cached_property

@@ -182,6 +182,15 @@ class TestRefusals:
         )
         assert plan(again, ("h100-80g", 2)).best.trainers == 1
 
+    def test_a_quantised_teacher_fits_where_the_whole_does_not(self) -> None:
+        small = KINDS["a100-40g"].model_copy(update={"memory_bytes": 34 * 2**30})
+        with pytest.raises(InvalidInputError, match=r"teacher\.quantisation"):
+            plan(CROSS, (small, 2))
+        spec = spec_of(Pipeline.CROSS_TOKENIZER, "tide_cross", teacher={"quantisation": "int8"})
+        found = plan(spec, (small, 2)).best
+        assert found.teacher_memory is not None
+        assert found.teacher_memory.device_bytes < 30 * 2**30
+
     def test_one_device_that_cannot_hold_both_is_told_to_take_two(self) -> None:
         small = KINDS["h100-80g"].model_copy(update={"memory_bytes": 50 * 2**30})
         with pytest.raises(InvalidInputError, match="at least two"):

@@ -25,6 +25,7 @@ from tide_core.losses.fused_linear import (
     linear_tidal_kl,
 )
 from tide_core.masks.block_attention import compact_layout
+from tide_core.models.quantisation import memory_bytes, quantise_layer
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning import costs, memory
 from tide_core.planning.models import PUBLISHED, ModelShape, model_shape
@@ -88,6 +89,20 @@ def test_weight_bytes_are_those_of_the_loaded_model(name: str) -> None:
     model = model.to(torch.bfloat16)
     stored = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     assert memory.weight_bytes(shape, "bfloat16") == stored
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["wedlm-8b", "llada2"])
+def test_quantised_weight_bytes_are_those_of_the_loaded_model(name: str, quantisation: Any) -> None:
+    # Widths are whole groups of 32 here: others are padded to them.
+    wide = {"hidden_size": 64, "intermediate_size": 96}
+    wide |= {"moe_intermediate_size": 32} if name == "llada2" else {}
+    config = SIZES | CONFIGS[name] | wide
+    model = ARCHITECTURES[config["model_type"]].from_config(config, seed=1).to(torch.bfloat16)
+    for number, layer in enumerate(model.layers):
+        quantise_layer(layer, quantisation, f"layers.{number}")
+    shape = model_shape(config, "model")
+    assert memory.weight_bytes(shape, "bfloat16", quantisation) == memory_bytes(model)
 
 
 def test_published_models_have_their_published_sizes() -> None:
