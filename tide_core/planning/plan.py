@@ -154,9 +154,10 @@ def _facts(shape: ModelShape, config: ModelConfig) -> ModelFacts:
 
 def _expectations(candidate: Candidate) -> NoiseExpectations:
     sizes, teacher = candidate.step.sizes, candidate.teacher
+    micro_batches, rows = candidate.trainer.shares(candidate.trainers)
     return NoiseExpectations(
         student_kept_tokens=float(sizes.kept.mean()),
-        student_padded_tokens=sizes.padded_kept(candidate.step.spec.hyperparameters.micro_batch_size),
+        student_padded_tokens=sizes.padded_kept(rows, micro_batches * rows),
         student_masked_tokens=float(sizes.masked.mean()),
         teacher_tokens=teacher.padded_tokens if teacher is not None else 0.0,
         teacher_masked_tokens=float(sizes.teacher_masked.mean()) if teacher is not None else 0.0,
@@ -176,6 +177,10 @@ def _notes(step: Step, data: DataExpectations, chosen: Candidate, devices: int) 
             f"{chosen.devices} of {devices} devices are used: with a global batch of "
             f"{hyper.global_batch_size} no further trainer has anything to do."
         )
+    if resources.sharding == "fsdp":
+        notes.append("Sharded students are planned by arithmetic that was not held against runs.")
+    if hyper.compile:
+        notes.append("hyperparameters.compile: planned as if layers ran eagerly, which is slower.")
     on_gpu = chosen.trainer.kind.is_accelerator
     if on_gpu and not resources.gpus_per_worker:
         notes.append("resources.gpus_per_worker is 0: the plan gives every trainer a GPU; set it to 1.")

@@ -104,31 +104,41 @@ class TrainerRole:
     def shares(self, trainers: int) -> tuple[int, int]:
         """Micro-batches of the trainer with the most to do, and sequences of each."""
         sequences = -(-self.step.batch // trainers)
-        micro_batches = -(-sequences // self.step.spec.hyperparameters.micro_batch_size)
+        hyper = self.step.spec.hyperparameters
+        size = hyper.micro_batch_size
+        if hyper.micro_batch_tokens is not None:
+            size = min(size, max(1, hyper.micro_batch_tokens // int(self.step.sizes.kept.max())))
+        micro_batches = -(-sequences // size)
         return micro_batches, -(-sequences // micro_batches)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the student lies in parts on the trainers."""
+        return self.step.spec.resources.sharding == "fsdp"
 
     def cost(self, trainers: int) -> StepCost:
         """A step on so many trainers, the busiest of them."""
         micro_batches, rows = self.shares(trainers)
-        one, parameters = self.micro_batch(rows), self.step.student.parameters
-        work = one.times(micro_batches) + costs.update(parameters)
+        one, parameters = self.micro_batch(rows, micro_batches * rows), self.step.student.parameters
+        own = parameters / trainers if self.is_sharded else parameters
+        work = one.times(micro_batches) + costs.update(own)
         time = costs.seconds(work, self.kind, self.precision)
-        exposed = self._exposed_exchange(trainers, one)
+        exposed = self._exposed_exchange(trainers, micro_batches, one)
         limit = (
             time.limit if exposed <= max(time.compute, time.memory, time.dispatch) else "gradient_exchange"
         )
         number = self.step.batch / rows
         return StepCost(
             flops=one.flops * number,
-            memory_traffic_bytes=one.traffic * number + costs.update(parameters).traffic * trainers,
+            memory_traffic_bytes=one.traffic * number + costs.update(own).traffic * trainers,
             process_seconds=time.total + exposed,
             limited_by=limit,
         )
 
-    def micro_batch(self, rows: int) -> Work:
-        """Forward, loss and backward of one micro-batch."""
+    def micro_batch(self, rows: int, share: int) -> Work:
+        """Forward, loss and backward of one micro-batch of a trainer's share."""
         step, hyper = self.step, self.step.spec.hyperparameters
-        length = step.sizes.padded_kept(rows)
+        length = step.sizes.padded_kept(rows, share)
         layers = costs.training(
             step.student, rows, length, self.precision, is_checkpointed=hyper.activation_checkpointing
         )
@@ -154,6 +164,7 @@ class TrainerRole:
             length=length,
             masked=masked,
             trainers=trainers,
+            is_sharded=self.is_sharded,
             is_checkpointed=spec.hyperparameters.activation_checkpointing,
             loss_terms=step.head_gradients,
             teacher_head=step.teacher.head if holds_head and step.teacher is not None else 0,
@@ -184,13 +195,19 @@ class TrainerRole:
             total = total + one.times(float(len(position_terms)))
         return total + Work(elementwise_bytes=12.0 * student.head * step.head_gradients)
 
-    def _exposed_exchange(self, trainers: int, one: Work) -> float:
-        """Seconds of summing gradients that the last micro-batch's backward does not hide."""
+    def _exposed_exchange(self, trainers: int, micro_batches: int, one: Work) -> float:
+        """Seconds of exchange between trainers that their own work does not hide.
+
+        Whole students sum gradients once, behind the last backward. In parts, each micro-batch gathers
+        weights twice and sums gradients, behind all of its work.
+        """
         if trainers < 2:
             return 0.0
         exchange = costs.exchange_bytes(self.step.student.parameters, trainers) / self.kind.link_bandwidth
-        hidden = 2.0 / 3.0 * costs.seconds(one, self.kind, self.precision).total
-        return max(0.0, exchange - hidden)
+        busy = costs.seconds(one, self.kind, self.precision).total
+        if self.is_sharded:
+            return micro_batches * max(0.0, 1.5 * exchange - busy)
+        return max(0.0, exchange - 2.0 / 3.0 * busy)
 
 
 @dataclass(frozen=True)

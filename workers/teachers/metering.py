@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
+from tide_core.queueing.fair_queue import Entry
 from workers.reporting.metrics import MetricSink
 from workers.teachers.attestation import PROBE_JOB
-from workers.teachers.fair_queue import Entry
 from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
 
 WINDOW_SECONDS = 60.0

@@ -15,6 +15,7 @@ from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, Dev
 from tide_core.contracts.scores import Want
 from tide_core.planning.kinds import KINDS
 from tide_core.planning.models import PUBLISHED
+from tide_core.planning.noise import draw_sequences
 from tide_core.planning.plan import ModelConfig, make_plan
 
 STUDENT, MIXTURE, DENSE = "Qwen/Qwen3-0.6B", "inclusionAI/LLaDA2.0-mini", "tencent/WeDLM-8B-Instruct"
@@ -244,6 +245,35 @@ class TestAsked:
         assert found.asked is not None
         assert found.asked.shares_devices
         assert found.asked.devices == 1
+
+
+class TestForwards:
+    def test_a_bound_of_tokens_bounds_memory(self) -> None:
+        hyper = {"micro_batch_size": 64}
+        bound = hyper | {"micro_batch_tokens": 4096}
+        free, bounded = (
+            plan(spec_of(Pipeline.CROSS_TOKENIZER, "none", hyperparameters=each), ("h200-141g", 1)).best
+            for each in (hyper | {"micro_batch_size": 16}, bound)
+        )
+        assert bounded.trainer_memory.device_bytes < free.trainer_memory.device_bytes
+
+    def test_a_larger_share_sorted_by_length_needs_less_padding(self) -> None:
+        sizes = draw_sequences(CROSS, DataExpectations())
+        kept = float(sizes.kept.mean())
+        assert kept <= sizes.padded_kept(8, 64) <= sizes.padded_kept(8, 8)
+        assert sizes.padded_kept(1, 64) == pytest.approx(kept)
+
+    def test_a_student_in_parts_needs_less_memory_and_more_exchange(self) -> None:
+        resources = {"student_workers": 8, "teacher_replicas": 1}
+        whole, parts = (
+            plan(spec_of(Pipeline.CROSS_TOKENIZER, "none", resources=resources | more), ("h100-80g", 8))
+            for more in ({}, {"sharding": "fsdp"})
+        )
+        assert whole.asked is not None
+        assert parts.asked is not None
+        assert parts.asked.trainer_memory.device_bytes < whole.asked.trainer_memory.device_bytes
+        assert parts.asked.seconds_per_step >= 0.99 * whole.asked.seconds_per_step
+        assert any("not held against runs" in note for note in parts.notes)
 
 
 class TestLengthOfTheRun:
