@@ -9,12 +9,19 @@ from typing import Any
 
 from tide_core.contracts.errors import TideError
 from tide_core.contracts.job import Resources
+from tide_core.contracts.reporting import NODE_LOST
 
 
 class WorkerLostError(TideError):
     """A process that worked for this phase is gone (a node, memory, a kill): another try may well work."""
 
     code = "worker_lost"
+
+
+class NodeLostError(WorkerLostError):
+    """A whole node is gone with the processes on it, which no job can help."""
+
+    code = NODE_LOST
 
 
 def connect() -> None:
@@ -35,14 +42,27 @@ def lost_worker(error: BaseException) -> WorkerLostError | None:
     """The loss of a process that Ray reports, in our terms; None when the error is something else."""
     from ray.exceptions import RayError, RayTaskError
 
-    for found in _unwrapped(error):
-        # A RayTaskError is an exception of our own code; every other error of Ray is a process or a node.
-        if isinstance(found, RayError) and not isinstance(found, RayTaskError):
-            return WorkerLostError(
-                f"A worker of this phase was lost ({type(found).__name__}): its node went away, its memory "
-                "ran out, or it was killed."
-            )
+    # A RayTaskError is an exception of our own code; every other error of Ray is a process or a node.
+    losses = [
+        found
+        for found in _unwrapped(error)
+        if isinstance(found, RayError) and not isinstance(found, RayTaskError)
+    ]
+    if any(_is_nodes_death(loss) for loss in losses):
+        return NodeLostError("A worker of this phase was lost: its node went away.")
+    if losses:
+        return WorkerLostError(
+            f"A worker of this phase was lost ({type(losses[0]).__name__}): its memory ran out, or it was "
+            "killed."
+        )
     return None
+
+
+def _is_nodes_death(loss: BaseException) -> bool:
+    from ray.exceptions import NodeDiedError
+
+    # An actor's error says in words alone that the node died with it.
+    return isinstance(loss, NodeDiedError) or "its node has died" in str(loss)
 
 
 def _unwrapped(error: BaseException) -> Iterator[BaseException]:
@@ -56,7 +76,9 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         failures = getattr(current, "worker_failures", None) or {}
-        waiting += [*failures.values(), getattr(current, "cause", None), current.__cause__]
+        # Ray Train finds most losses when it asks a worker how it is, and wraps what it heard once more.
+        checked = getattr(current, "health_check_failure", None)
+        waiting += [*failures.values(), getattr(current, "cause", None), checked, current.__cause__]
 
 
 def worker_threads(resources: Resources) -> int:

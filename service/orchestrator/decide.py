@@ -5,7 +5,8 @@ The rules in short:
 - SQL says what should be; the cluster only says how far it got. A cluster that does not answer is waited for.
 - A phase is one submission. Its outcome is what its worker reported; a submission that ended or vanished
   without a report is lost, and a lost attempt is followed by the next one, from the last checkpoint.
-- The job's own failures use up `max_attempts`; losses by the platform do not, but are retried more slowly.
+- The job's own failures use up `max_attempts`; losses by the platform (a node, the cluster) do not, but are
+  retried more slowly.
 - A job holds a lease on its teacher exactly while a phase needs it.
 """
 
@@ -32,6 +33,7 @@ from service.orchestrator.compute import (
     SubmissionState,
     SubmissionStatus,
 )
+from tide_core.contracts.reporting import NODE_LOST
 from tide_core.contracts.states import JobState, Phase
 
 RESUMED = "the job was paused and is resumed"
@@ -297,6 +299,8 @@ def _submit_or_back_off(job: JobSnapshot, phase: Phase, limits: Limits) -> Actio
 def _after_failure(job: JobSnapshot, known: PhaseSnapshot, retry_in: JobState | None) -> Action:
     if not known.is_retryable:
         return Fail(known.error_code, known.error_message)
+    if known.error_code == NODE_LOST:
+        return NextAttempt(known.error_message, counts=False, target=retry_in)
     return _own_failure(job, known.error_code, known.error_message, retry_in)
 
 

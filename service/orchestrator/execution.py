@@ -132,7 +132,7 @@ async def _write(session: AsyncSession, job: JobRow, action: Action) -> None:
             await _fail(session, job, action)
         case NextAttempt():
             if action.target is not None:
-                message = f"Attempt {job.attempt} ended: {action.reason}."
+                message = f"Attempt {job.attempt} ended: {action.reason.rstrip('.')}."
                 await state_machine.transition(session, job, action.target, message)
             await state_machine.begin_next_attempt(session, job, action.reason, counts=action.counts)
         case AcquireLease():

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, NodeDiedError, RayError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from tide_core.contracts.errors import DataError, FingerprintMismatchError, RetryableScoreError
 from tide_core.contracts.job import DataSource, DataSpec, JobSpec, StudentSpec, TeacherSpec, resolve
@@ -15,7 +17,7 @@ from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief, Failed, Finished, Note
 from tide_core.contracts.states import Phase
 from workers import main as entry
-from workers.cluster import WorkerLostError, lost_worker, own_error
+from workers.cluster import NodeLostError, WorkerLostError, lost_worker, own_error
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.fake_control import FakeControlPlane
@@ -67,6 +69,7 @@ def test_a_good_end(control: FakeControlPlane, monkeypatch: pytest.MonkeyPatch) 
         (RetryableScoreError("busy"), "score_unavailable", True),
         (FingerprintMismatchError("another"), "fingerprint_mismatch", False),
         (WorkerLostError("gone"), "worker_lost", True),
+        (NodeLostError("gone"), "node_lost", True),
     ],
 )
 def test_an_error_of_ours_keeps_its_code(
@@ -117,3 +120,23 @@ def test_errors_are_found_inside_rays() -> None:
     assert own_error(WrappedError({0: ValueError("y")})) is None
     assert lost_worker(WrappedError({1: ActorDiedError()})) is not None
     assert lost_worker(WrappedError({1: ValueError("y")})) is None
+
+
+def actor_died(words: str) -> ActorDiedError:
+    return ActorDiedError(ActorDiedErrorContext(error_message=words, actor_id=bytes(16)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        (actor_died("The actor died because its node has died. Node Id: 7"), NodeLostError),
+        (NodeDiedError("gone"), NodeLostError),
+        (actor_died("The actor is dead because its worker process has died."), WorkerLostError),
+    ],
+)
+def test_a_lost_node_is_told_from_a_lost_process(loss: RayError, kind: type[WorkerLostError]) -> None:
+    # As Ray Train wraps what it finds when it asks its workers how they are.
+    found = lost_worker(
+        WrappedError({0: WorkerHealthCheckFailedError("A worker health check failed.", loss)})
+    )
+    assert type(found) is kind

@@ -19,6 +19,8 @@ from tide_core.contracts.teacher import TeacherLease
 ENV_CONTROL_URL = "TIDE_CONTROL_URL"
 ENV_ATTEMPT_TOKEN = "TIDE_ATTEMPT_TOKEN"
 """Environment of a Ray job: the control plane's address and a bearer token of this attempt and phase."""
+NODE_LOST = "node_lost"
+"""Code of a failure that is the platform's: it uses up none of the job's attempts."""
 
 
 class AttemptBrief(Contract):

@@ -26,6 +26,7 @@ from service.orchestrator.compute import (
     SubmissionStatus,
 )
 from service.orchestrator.decide import JobSnapshot, Limits, Observed, PhaseSnapshot, decide
+from tide_core.contracts.reporting import NODE_LOST
 from tide_core.contracts.states import JobState, Phase, is_allowed
 
 S, T = JobState, SubmissionStatus
@@ -97,6 +98,11 @@ class TestEveryWorkingState:
         assert isinstance(last, Fail)
         assert last.code == "oom"
         assert "2 failed attempts" in last.message
+
+    def test_a_lost_node_uses_up_no_attempt(self, state: JobState) -> None:
+        known = PhaseSnapshot(True, PhaseOutcome.FAILED, NODE_LOST, "its node went away", is_retryable=True)
+        last = job(state, phases={WORK[state]: known}, own_failures=1, max_attempts=2)
+        assert decide(last, Observed()) == NextAttempt("its node went away", False, RETRY_IN[state])
 
     def test_lost_attempts_are_retried_ever_more_slowly(self, state: JobState) -> None:
         soon = job(state, platform_losses=3, attempt_age_seconds=7.9)
