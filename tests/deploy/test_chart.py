@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from deploy_manifests import MATRIX, Manifest, one, pod_specs
+from kuberay import quantity
 
 from service.settings import Settings
 
@@ -51,6 +52,7 @@ def test_lint_is_strict(run_helm: Run, profile: str | None) -> None:
         ("images.controlPlane.tag=latest", "tag"),
         ("storage.url=not-a-url", "url"),
         ("ray.workerGroups.extra.enabled=true", "extra"),
+        ("ray.head.sharedMemory=2G", "sharedMemory"),
         ("ray.workerGroups.cpu.purpose=anything", "purpose"),
         ("monitoring.rules.enabled=yes-please", "enabled"),
         ("ray.workerGroups.cpu.gpus=2", "without CUDA"),
@@ -249,6 +251,17 @@ def test_gpu_groups_ask_for_their_gpus_and_nothing_else_does(renders: dict[str, 
     assert wanted == {
         "tide-head": 0, "tide-cpu": 0, "tide-trainers": 8, "tide-teachers": 1, "tide-teachers-l40s": 1
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_rays_object_store_fits_into_shared_memory(renders: dict[str, list[Manifest]], name: str) -> None:
+    """Larger, and Ray would put it on disk."""
+    spec = one(renders[name], "RayCluster")["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        store = int(group["rayStartParams"]["object-store-memory"])
+        volumes = {each["name"]: each for each in group["template"]["spec"]["volumes"]}
+        room = quantity(volumes["shared-memory"]["emptyDir"]["sizeLimit"])
+        assert 0.85 * room < store < 0.95 * room
 
 
 @pytest.mark.parametrize("name", ["defaults", "kind-cpu", "large-cluster"])

@@ -32,6 +32,16 @@ envFrom:
 {{- end }}
 {{- end -}}
 
+{{/*
+Bytes of Ray's object store: what shared memory holds, less some room. Left to itself Ray takes 30% of the pod's
+memory, and puts it on disk where shared memory is smaller. Argument: the size of the shared memory, as 4Gi.
+*/}}
+{{- define "tide.objectStoreBytes" -}}
+{{- $unit := regexFind "[MGT]i$" . -}}
+{{- $bytes := get (dict "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) $unit -}}
+{{- div (mul (trimSuffix $unit . | int64) $bytes 9) 10 -}}
+{{- end -}}
+
 {{/* The pod of a Ray node. Argument: dict root component purpose image resources node gpus gpuResource serviceAccount */}}
 {{- define "tide.rayPod" -}}
 {{- $root := .root -}}
