@@ -11,6 +11,7 @@ gives that to `/bin/bash -c --`.
 from __future__ import annotations
 
 import copy
+import math
 from decimal import Decimal
 from typing import Any
 
@@ -32,7 +33,7 @@ _UNITS = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T":
 def quantity(text: str | int) -> int:
     """A Kubernetes quantity as a whole number, rounded up as Kubernetes does."""
     digits = str(text).rstrip("".join(_UNITS))
-    return int(-(-Decimal(digits) * _UNITS[str(text)[len(digits) :]] // 1))
+    return math.ceil(Decimal(digits) * _UNITS[str(text)[len(digits) :]])
 
 
 def head_service(cluster: Manifest) -> str:
