@@ -49,7 +49,7 @@ def lost_worker(error: BaseException) -> WorkerLostError | None:
         if isinstance(found, RayError) and not isinstance(found, RayTaskError)
     ]
     if any(_is_nodes_death(loss) for loss in losses):
-        return NodeLostError("A worker of this phase was lost: its node went away.")
+        return NodeLostError("A worker of this phase was lost: its node went away or cannot be reached.")
     if losses:
         return WorkerLostError(
             f"A worker of this phase was lost ({type(losses[0]).__name__}): its memory ran out, or it was "
@@ -59,10 +59,12 @@ def lost_worker(error: BaseException) -> WorkerLostError | None:
 
 
 def _is_nodes_death(loss: BaseException) -> bool:
-    from ray.exceptions import NodeDiedError
+    from ray.exceptions import ActorUnavailableError, NodeDiedError
 
-    # An actor's error says in words alone that the node died with it.
-    return isinstance(loss, NodeDiedError) or "its node has died" in str(loss)
+    # Unavailable: the connection broke and for a second nobody told of the process's death, which a node that
+    # lives does at once. An actor's error says in words alone that the node died with it.
+    is_unheard = isinstance(loss, (NodeDiedError, ActorUnavailableError))
+    return is_unheard or "its node has died" in str(loss)
 
 
 def _unwrapped(error: BaseException) -> Iterator[BaseException]:

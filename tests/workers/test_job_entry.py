@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError, NodeDiedError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from tide_core.contracts.errors import DataError, FingerprintMismatchError, RetryableScoreError
@@ -131,6 +131,7 @@ def actor_died(words: str) -> ActorDiedError:
     [
         (actor_died("The actor died because its node has died. Node Id: 7"), NodeLostError),
         (NodeDiedError("gone"), NodeLostError),
+        (ActorUnavailableError("Socket closed", bytes(16)), NodeLostError),
         (actor_died("The actor is dead because its worker process has died."), WorkerLostError),
     ],
 )
