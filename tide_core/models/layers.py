@@ -219,7 +219,7 @@ class DecoderLayer(nn.Module):
     ) -> Float[Tensor, "masked hidden"]:
         """``forward`` at some places, for the last layer: nobody attends to what the others would become."""
         if isinstance(context.pattern, BlockMask):  # its kernel is made for all queries
-            return self(hidden, context).flatten(0, 1)[places.index]  # type: ignore[no-any-return]
+            return self.forward(hidden, context).flatten(0, 1)[places.index]
         mixed = self.attention.at(self.attention_norm(hidden), context, places)
         read = hidden.flatten(0, 1)[places.index] + mixed
         return read + self.feed_forward(self.feed_forward_norm(read)[None])[0]  # type: ignore[no-any-return]

@@ -14,7 +14,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tide_core.models.student import BlockDiffusionStudent
@@ -33,8 +38,10 @@ def shard(student: BlockDiffusionStudent, device: torch.device, compute: torch.d
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     for layer in student.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        register_fsdp_forward_method(layer, "at")
     # The losses read the head's weight in float32 after the forward: neither cast nor given up until then.
     fully_shard(student, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(student, "forward_at")
 
 
 def is_sharded(student: nn.Module) -> bool:
