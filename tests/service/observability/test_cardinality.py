@@ -34,7 +34,7 @@ OTHERS = {
 FIGURES = (*_OF_STEP, "loss", "loss/kl", "loss/ce", "teacher_tail_mass/1", "held_out/nelbo", "held_out/rate")
 MOST_OF_A_JOB = 40
 """Series of one job, and some room."""
-MOST_OF_THE_REST = 600
+MOST_OF_THE_REST = 300
 
 
 @pytest.fixture(params=["sqlite"])
@@ -94,7 +94,9 @@ async def test_a_thousand_jobs_do_not_add_series(
     assert _jobs_of(many) == {f"job_running_{number}" for number in range(ACTIVE)}
     of_jobs = [one for one in many if "job_id" in dict(one[1])]
     assert ACTIVE * len(FIGURES) < len(of_jobs) <= ACTIVE * MOST_OF_A_JOB
-    assert len(many) - len(of_jobs) <= MOST_OF_THE_REST
+    # The registry is this process': it holds what other tests asked over HTTP, too.
+    rest = [one for one in many if "job_id" not in dict(one[1]) and not one[0].startswith("tide_http_")]
+    assert len(rest) <= MOST_OF_THE_REST
     new = {(name, labels) for name, labels in many - few if name != "tide_jobs_failed"}
     assert not new, "only the failures' codes may be new"
 
