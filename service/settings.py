@@ -15,6 +15,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from tide_core.contracts.placement import Purpose, labels_for
+
 ENV_CONFIG = "TIDE_CONFIG"
 """Environment variable that names the settings file (TOML or YAML)."""
 
@@ -47,7 +49,17 @@ class Settings(BaseSettings):
     reconcile_interval_seconds: float = Field(default=1.0, gt=0)
     """Pause between two looks of the reconciler."""
     teacher_linger_seconds: float = Field(default=300.0, ge=0)
-    """How long a teacher's pool stays up after its last lease."""
+    """How long a teacher's pool stays up, loaded, after its last lease; then it is taken down to nothing."""
+    teacher_queue_delay_seconds: float = Field(default=0.5, gt=0)
+    """Mean wait of score requests above which a pool grows, where a job gives it room to
+    (`resources.teacher_replicas_max`)."""
+    teacher_grow_seconds: float = Field(default=30.0, ge=0)
+    """How long requests must wait too long before a pool grows."""
+    teacher_shrink_seconds: float = Field(default=300.0, ge=0)
+    """How long a replica must be superfluous before a pool shrinks."""
+    place_by_purpose: bool = False
+    """Run teachers, trainers and preparation only on nodes that carry the label `tide.dev/purpose` with
+    `teacher`, `trainer` or `preparation` (`ray start --labels`; the chart's worker groups do)."""
     teacher_start_timeout_seconds: float = Field(default=1800.0, gt=0)
     """How long a job waits for its teacher to become ready before it fails."""
     pause_timeout_seconds: float = Field(default=120.0, gt=0)
@@ -103,6 +115,10 @@ class Settings(BaseSettings):
     def resolved_control_url(self) -> str:
         """Where workers reach the control plane."""
         return (self.control_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    def node_labels(self, purpose: Purpose) -> dict[str, str]:
+        """Labels that a node must carry to run what is for this purpose; empty where any node will do."""
+        return labels_for(purpose) if self.place_by_purpose else {}
 
 
 def _file_sources(settings_cls: type[BaseSettings]) -> tuple[PydanticBaseSettingsSource, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from service.cli.failures import clear_errors
 from service.cli.options import Output, OutputOption, UrlOption
 
@@ -21,7 +23,7 @@ def list_teachers(url: UrlOption = None, output: OutputOption = Output.TABLE) ->
             [
                 pool["id"],
                 pool["status"],
-                f"{pool['ready_replicas']}/{pool['replicas']}",
+                f"{pool['ready_replicas']}/{wanted_replicas(pool)}",
                 ",".join(lease["job_id"] for lease in pool["leases"]) or "-",
                 pool["teacher"]["model"],
                 age(pool["last_used_at"]),
@@ -30,3 +32,9 @@ def list_teachers(url: UrlOption = None, output: OutputOption = Output.TABLE) ->
         ]
         titles = ["ID", "STATUS", "READY", "LEASED BY", "MODEL", "LAST USED"]
         print_table(titles, rows, when_empty="There are no teachers yet: a job brings its own up.")
+
+
+def wanted_replicas(pool: dict[str, Any]) -> str:
+    """How many replicas a pool is to have: a number, or the bounds of one that grows."""
+    least, most = pool["replicas"], pool["max_replicas"]
+    return f"{least}" if most <= least else f"{least}-{most}"

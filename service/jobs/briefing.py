@@ -7,14 +7,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.datasets import repository as datasets
 from service.jobs import repository
 from service.jobs.tables import JobRow
+from service.settings import Settings
 from service.teachers import repository as teachers
 from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.placement import purpose_of
 from tide_core.contracts.reporting import AttemptBrief
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, phase_needs_teacher
 
 
-async def attempt_brief(session: AsyncSession, job: JobRow, phase: Phase, storage: str) -> AttemptBrief:
+async def attempt_brief(session: AsyncSession, job: JobRow, phase: Phase, settings: Settings) -> AttemptBrief:
     """The brief of one phase of a job's present attempt."""
     spec = ResolvedJobSpec.model_validate(job.spec)
     run = await repository.phase_run(session, job.id, job.attempt, phase)
@@ -26,9 +28,10 @@ async def attempt_brief(session: AsyncSession, job: JobRow, phase: Phase, storag
         attempt=job.attempt,
         phase=phase,
         spec=spec,
-        storage=storage,
+        storage=settings.resolved_storage,
         prepared=prepared,
         teacher=await _teacher(session, job, spec, phase),
+        node_labels=settings.node_labels(purpose_of(phase)),
         last_sequence=0 if run is None else run.last_sequence,
     )
 

@@ -38,7 +38,7 @@ async def get_attempt(context: Context, session: ReadSession, token: Token) -> A
         raise ConflictError(
             f"Attempt {identity.attempt} of job {job.id} has ended. Stop.", code="attempt_ended"
         )
-    return await attempt_brief(session, job, identity.phase, context.settings.resolved_storage)
+    return await attempt_brief(session, job, identity.phase, context.settings)
 
 
 @router.post("/reports", responses=error_responses(401, 409, 422))

@@ -107,6 +107,26 @@ class ApplicationStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """How many replicas an application has; another value keeps those that run.
+
+    Attributes:
+        minimum, maximum: bounds; with equal ones the number is fixed.
+        policy: ``module:Class``, whose instances say how many replicas are wanted from what these measure;
+            the head of the cluster imports it, so it must be installed there.
+        arguments: JSON values for the class.
+        up_after_seconds, down_after_seconds: how long more, or fewer, must be wanted before it is done.
+    """
+
+    minimum: int
+    maximum: int
+    policy: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    up_after_seconds: float = 0.0
+    down_after_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """A serving application as it should be.
 
@@ -114,7 +134,9 @@ class Application:
         name: unique in the cluster.
         import_path: ``module:builder`` that makes it from `arguments`.
         arguments: JSON values for the builder; another value restarts the replicas.
-        deployment: the deployment whose size the next three fields set without a restart.
+        deployment: the deployment whose size `scaling` sets.
+        scaling: between how many replicas, and by what.
+        node_labels: of the nodes that replicas may run on; empty is any node.
         environment: variables of the replicas.
     """
 
@@ -122,9 +144,10 @@ class Application:
     import_path: str
     arguments: Mapping[str, Any]
     deployment: str
-    replicas: int
+    scaling: Scaling
     cpus_per_replica: float
     gpus_per_replica: float
+    node_labels: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -148,13 +171,22 @@ class ApplicationState:
 
 @dataclass(frozen=True, slots=True)
 class ClusterResources:
-    """How large the living nodes are, together and the largest one; bytes, 0 without a GPU."""
+    """How large the living nodes are, together and the largest one; bytes, 0 without a GPU.
+
+    Attributes:
+        labels: of each node.
+    """
 
     nodes: int
     cpus: float
     gpus: float
     largest_node_memory: int
     largest_gpu_memory: int
+    labels: tuple[Mapping[str, str], ...] = ()
+
+    def has_node(self, labels: Mapping[str, str]) -> bool:
+        """Whether a living node carries all of these labels."""
+        return any(labels.items() <= node.items() for node in self.labels)
 
 
 class Compute(Protocol):

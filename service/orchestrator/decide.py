@@ -103,7 +103,8 @@ class Observed:
         teacher: the pool's application.
         teacher_waited_seconds: how long the pool has not been ready.
         teacher_problem: why the teacher can never run here, with the figures; None when it can.
-        shortage: what the job asks for and the cluster does not have (yet), in words; None otherwise.
+        teacher_unplaced: which node it needs and the cluster does not have (yet), in words; None otherwise.
+        shortage: what the next phase asks for and the cluster does not have (yet), in words; None otherwise.
         has_room: whether the service may start one more job.
     """
 
@@ -112,6 +113,7 @@ class Observed:
     teacher: ApplicationState = ApplicationState(ApplicationStatus.ABSENT)  # noqa: RUF009
     teacher_waited_seconds: float = 0.0
     teacher_problem: str | None = None
+    teacher_unplaced: str | None = None
     shortage: str | None = None
     has_room: bool = True
 
@@ -162,7 +164,9 @@ def _queued(observed: Observed) -> Action:
         return Wait("the cluster does not answer")
     if not observed.has_room:
         return Wait("as many jobs run as may")
-    return Advance(JobState.PREPARING, "The job was taken up; its data is being prepared.")
+    return Advance(
+        JobState.PREPARING, _with_shortage("The job was taken up; its data is being prepared.", observed)
+    )
 
 
 def _preparing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
@@ -261,10 +265,12 @@ def _await_teacher(job: JobSnapshot, observed: Observed, limits: Limits) -> Acti
         return Fail("teacher_failed_to_start", f"The teacher cannot start: {said}")
     if observed.teacher_waited_seconds > limits.teacher_start:
         waited = f"{observed.teacher_waited_seconds:.0f} s"
+        if observed.teacher_unplaced is not None:
+            return Fail("no_node_for_teacher", f"After {waited}: {observed.teacher_unplaced}")
         return Fail(
             "teacher_not_ready", f"The teacher was not ready after {waited} ({teacher.status}): {said}"
         )
-    return Wait(f"the teacher is {teacher.status}")
+    return Wait(observed.teacher_unplaced or f"the teacher is {teacher.status}")
 
 
 def _work(

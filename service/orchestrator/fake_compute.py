@@ -20,7 +20,9 @@ from service.orchestrator.compute import (
     SubmissionStatus,
 )
 
-_LAPTOP = ClusterResources(nodes=1, cpus=4, gpus=0, largest_node_memory=8 << 30, largest_gpu_memory=0)
+_LAPTOP = ClusterResources(
+    nodes=1, cpus=4, gpus=0, largest_node_memory=8 << 30, largest_gpu_memory=0, labels=({},)
+)
 
 
 @dataclass
@@ -90,7 +92,9 @@ class FakeCompute:
         for wanted in applications:
             old = known.get(wanted.name)
             state = old or ApplicationState(first)
-            ready = wanted.replicas if state.status is ApplicationStatus.RUNNING else state.ready_replicas
+            ready = (
+                wanted.scaling.minimum if state.status is ApplicationStatus.RUNNING else state.ready_replicas
+            )
             self._applications[wanted.name] = replace(state, wanted=wanted, ready_replicas=ready)
 
     async def applications(self) -> dict[str, ApplicationState]:

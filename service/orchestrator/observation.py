@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.clock import utc_now
 from service.db.session import Database
 from service.jobs import repository as jobs
-from service.orchestrator import snapshots, teacher_size
+from service.orchestrator import pools, snapshots, teacher_size
 from service.orchestrator.compute import (
     ApplicationState,
     ApplicationStatus,
@@ -19,6 +19,7 @@ from service.orchestrator.compute import (
 from service.orchestrator.decide import PHASE_OF_STATE, Observed
 from service.settings import Settings
 from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.placement import Purpose
 from tide_core.contracts.states import JobState, Phase, submission_id
 from tide_core.contracts.teacher import TeacherPool, phase_needs_teacher, pool_for
 
@@ -79,7 +80,8 @@ class Observer:
             teacher=await self._teacher(pool) if pool else _ABSENT,
             teacher_waited_seconds=waited,
             teacher_problem=await self._problem(pool) if pool else None,
-            shortage=await self._shortage(spec) if job.state is JobState.PROVISIONING else None,
+            teacher_unplaced=await self._unplaced(Purpose.TEACHER, "a teacher") if pool else None,
+            shortage=await self._shortage(spec, job.state),
             has_room=has_room,
         )
         return Observation(job.state, job.attempt, cluster)
@@ -99,14 +101,22 @@ class Observer:
     async def _problem(self, pool: TeacherPool) -> str | None:
         return await asyncio.to_thread(teacher_size.problem, pool, await self._size())
 
-    async def _shortage(self, spec: ResolvedJobSpec) -> str | None:
+    async def _unplaced(self, purpose: Purpose, what: str) -> str | None:
+        labels = self._settings.node_labels(purpose)
+        return pools.unplaced(labels, await self._size(), what) if labels else None
+
+    async def _shortage(self, spec: ResolvedJobSpec, state: JobState) -> str | None:
+        if state is JobState.QUEUED:
+            return await self._unplaced(Purpose.PREPARATION, "the preparation")
+        if state is not JobState.PROVISIONING:
+            return None
         size, asked = await self._size(), spec.resources
         cpus, gpus = (
             asked.student_workers * asked.cpus_per_worker,
             asked.student_workers * asked.gpus_per_worker,
         )
         if cpus <= size.cpus and gpus <= size.gpus:
-            return None
+            return await self._unplaced(Purpose.TRAINER, "a trainer")
         return (
             f"It asks for {cpus:g} CPUs and {gpus:g} GPUs, and the whole cluster has {size.cpus:g} and "
             f"{size.gpus:g}: it waits until the cluster grows, or for fewer 'resources.student_workers'."

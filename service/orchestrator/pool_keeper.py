@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.teachers import repository as teachers
 from service.teachers import service as teacher_service
 from service.teachers.tables import TeacherRow
+from tide_core.contracts.placement import Purpose
 from tide_core.contracts.teacher import PoolState
 
 _LONGEST_MESSAGE = 2000
@@ -40,7 +41,14 @@ class PoolKeeper:
     def __init__(self, database: Database, compute: Compute, settings: Settings) -> None:
         self._database = database
         self._compute = compute
-        self._settings = settings
+        self._rules = pools.PoolRules(
+            storage=settings.resolved_storage,
+            linger=timedelta(seconds=settings.teacher_linger_seconds),
+            queue_delay_seconds=settings.teacher_queue_delay_seconds,
+            grow_after_seconds=settings.teacher_grow_seconds,
+            shrink_after_seconds=settings.teacher_shrink_seconds,
+            node_labels=settings.node_labels(Purpose.TEACHER),
+        )
 
     async def sync(self, held: Leadership) -> None:
         """Deploy what is wanted, take down what is not, record the states.
@@ -54,26 +62,32 @@ class PoolKeeper:
         if not known:
             return  # never start the serving system of a cluster that needs no teacher
         observed = await self._compute.applications()
-        wanted = pools.desired(
-            known,
-            observed,
-            now=utc_now(),
-            linger=timedelta(seconds=self._settings.teacher_linger_seconds),
-            storage=self._settings.resolved_storage,
-        )
+        wanted = pools.desired(known, observed, now=utc_now(), rules=self._rules)
         if pools.must_put(wanted, observed):
             log.info("teachers.deploy", applications=[application.name for application in wanted])
             await self._compute.put_applications(wanted)
             observed = await self._compute.applications()
         await self._record(wanted, observed, held)
 
+    async def _missing_node(
+        self, wanted: Sequence[Application], observed: Mapping[str, ApplicationState]
+    ) -> str | None:
+        """Why pools that do not serve cannot start anywhere; None when they can, or all of them serve."""
+        states = [observed.get(application.name) for application in wanted]
+        if not self._rules.node_labels or all(state and state.is_serving for state in states):
+            return None
+        return pools.unplaced(self._rules.node_labels, await self._compute.resources(), "a teacher")
+
     async def _record(
         self, wanted: Sequence[Application], observed: Mapping[str, ApplicationState], held: Leadership
     ) -> None:
         names = {application.name for application in wanted}
+        missing = await self._missing_node(wanted, observed)
         async with self._database.read() as session:
             rows = await teachers.all_pools(session)
-        changes = [_change(row, observed.get(row.application), row.application in names) for row in rows]
+        changes = [
+            _change(row, observed.get(row.application), row.application in names, missing) for row in rows
+        ]
         pending = [change for change in changes if change is not None]
         if not pending:
             return
@@ -89,11 +103,16 @@ class PoolKeeper:
                 )
 
 
-def _change(row: TeacherRow, state: ApplicationState | None, is_wanted: bool) -> _Change | None:
+def _change(
+    row: TeacherRow, state: ApplicationState | None, is_wanted: bool, missing: str | None
+) -> _Change | None:
+    is_serving = state is not None and state.is_serving
+    said = state.message if state else ""
+    message = missing if missing is not None and is_wanted and not is_serving else said
     new = _Change(
         application=row.application,
         state=pools.pool_state(state, is_desired=is_wanted),
-        message=(state.message[:_LONGEST_MESSAGE] or None) if state else None,
+        message=message[:_LONGEST_MESSAGE] or None,
         ready_replicas=state.ready_replicas if state else 0,
     )
     old = _Change(row.application, row.state, row.message, row.ready_replicas)

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from service.orchestrator.compute import Application, ApplicationState, ApplicationStatus
+from service.orchestrator.compute import (
+    Application,
+    ApplicationState,
+    ApplicationStatus,
+    ClusterResources,
+    Scaling,
+)
 from service.orchestrator.environment import compute_environment
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, PoolState, TeacherPool
 
 IMPORT_PATH = "workers.teachers.app:build"
 """What Ray Serve imports to build a teacher's application."""
+SCALING_POLICY = "workers.teachers.scaling:QueueDelayPolicy"
+"""What Ray Serve asks for the number of replicas."""
+_REPLICA_ENVIRONMENT = {
+    # Scoring is asynchronous and never holds up the event loop, so it needs no thread of its own; the hop to
+    # it and back would cost every request.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedReplicas:
+    """How many replicas a live lease asks for, and up to how many it lets the pool grow."""
+
+    minimum: int
+    maximum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +41,47 @@ class PoolSnapshot:
     """A pool as SQL knows it.
 
     Attributes:
-        leased_replicas: what each live lease asks for; empty when nobody holds one.
+        leases: what each live lease asks for; empty when nobody holds one.
         last_used_at: when the last lease was taken or given back.
     """
 
     pool: TeacherPool
-    state: PoolState
-    leased_replicas: tuple[int, ...]
+    leases: tuple[LeasedReplicas, ...]
     last_used_at: datetime
 
 
-def is_wanted(snapshot: PoolSnapshot, *, now: datetime, linger: timedelta) -> bool:
-    """A pool is wanted while leased, and for a while longer if it works: the next job may want it."""
-    if snapshot.leased_replicas:
+@dataclass(frozen=True, slots=True)
+class PoolRules:
+    """What holds for all pools.
+
+    Attributes:
+        storage: root of the storage.
+        linger: how long a pool that works stays up after its last lease.
+        queue_delay_seconds: mean wait of requests above which a pool grows, where it may.
+        grow_after_seconds, shrink_after_seconds: how long that, or its opposite, must last.
+        node_labels: of the nodes that teachers may run on; empty is any node.
+    """
+
+    storage: str
+    linger: timedelta
+    queue_delay_seconds: float
+    grow_after_seconds: float
+    shrink_after_seconds: float
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_wanted(
+    snapshot: PoolSnapshot, state: ApplicationState | None, now: datetime, rules: PoolRules
+) -> bool:
+    """A pool is wanted while leased, and for a while longer if it serves: the next job may want it.
+
+    One that does not serve has nothing to keep warm. After the cluster lost it, it is not started again for
+    nobody.
+    """
+    if snapshot.leases:
         return True
-    return snapshot.state is PoolState.READY and now - snapshot.last_used_at < linger
+    is_serving = state is not None and state.is_serving
+    return is_serving and now - snapshot.last_used_at < rules.linger
 
 
 def desired(
@@ -42,12 +89,11 @@ def desired(
     observed: Mapping[str, ApplicationState],
     *,
     now: datetime,
-    linger: timedelta,
-    storage: str,
+    rules: PoolRules,
 ) -> list[Application]:
     """The applications that should run, by name."""
-    wanted = [snapshot for snapshot in pools if is_wanted(snapshot, now=now, linger=linger)]
-    made = [_application(snapshot, observed, storage) for snapshot in wanted]
+    wanted = [pool for pool in pools if is_wanted(pool, observed.get(pool.pool.application), now, rules)]
+    made = [_application(pool, observed.get(pool.pool.application), rules) for pool in wanted]
     return sorted(made, key=lambda application: application.name)
 
 
@@ -74,26 +120,48 @@ def pool_state(state: ApplicationState | None, *, is_desired: bool) -> PoolState
     return PoolState.UNHEALTHY
 
 
-def _application(
-    snapshot: PoolSnapshot, observed: Mapping[str, ApplicationState], storage: str
-) -> Application:
+def unplaced(labels: Mapping[str, str], cluster: ClusterResources, what: str) -> str | None:
+    """Why no node may run something that asks for labels; None when one may. A cluster may yet grow."""
+    if not labels or cluster.has_node(labels):
+        return None
+    wanted = ", ".join(f"{name}={value}" for name, value in labels.items())
+    return (
+        f"No node of the cluster carries the label {wanted}, which {what} needs: add such a node (a worker "
+        "group of this purpose, or 'ray start --labels'), or turn 'place_by_purpose' off."
+    )
+
+
+def _application(snapshot: PoolSnapshot, running: ApplicationState | None, rules: PoolRules) -> Application:
     pool = snapshot.pool
-    running = observed.get(pool.application)
     before = running.wanted if running is not None else None
     # Other CPUs or GPUs a replica would restart the replicas under the jobs that use them: the lease that
     # brought the pool up decides. The number of replicas follows the leases.
     cpus = before.cpus_per_replica if before else pool.cpus_per_replica
     gpus = before.gpus_per_replica if before else pool.gpus_per_replica
-    idle = before.replicas if before else 1
     return Application(
         name=pool.application,
         import_path=IMPORT_PATH,
-        arguments=_arguments(pool, cpus, gpus, storage),
+        arguments=_arguments(pool, cpus, gpus, rules.storage),
         deployment=TEACHER_DEPLOYMENT,
-        replicas=max(snapshot.leased_replicas, default=idle),
+        scaling=_scaling(snapshot.leases, before, rules),
         cpus_per_replica=cpus,
         gpus_per_replica=gpus,
-        environment=compute_environment(int(cpus)),
+        node_labels=rules.node_labels,
+        environment=compute_environment(int(cpus)) | _REPLICA_ENVIRONMENT,
+    )
+
+
+def _scaling(leases: Sequence[LeasedReplicas], before: Application | None, rules: PoolRules) -> Scaling:
+    # An idle pool keeps its bounds: within them it shrinks by itself, and the next job finds it as it was.
+    idle = (before.scaling.minimum, before.scaling.maximum) if before else (1, 1)
+    minimum = max((lease.minimum for lease in leases), default=idle[0])
+    return Scaling(
+        minimum=minimum,
+        maximum=max(minimum, max((lease.maximum for lease in leases), default=idle[1])),
+        policy=SCALING_POLICY,
+        arguments={"target_seconds": rules.queue_delay_seconds},
+        up_after_seconds=rules.grow_after_seconds,
+        down_after_seconds=rules.shrink_after_seconds,
     )
 
 

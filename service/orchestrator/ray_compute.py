@@ -20,6 +20,7 @@ from service.orchestrator.compute import (
     ClusterResources,
     ComputeRefusedError,
     ComputeUnavailableError,
+    Scaling,
     Submission,
     SubmissionState,
     SubmissionStatus,
@@ -32,6 +33,10 @@ _PREFIX = "teacher-"
 _TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _MIB = 1 << 20
+_MEASURE_SECONDS = 2.0
+"""How often a replica measures its load and tells it."""
+_LOOK_BACK_SECONDS = 10.0
+"""The load that counts is the mean over this time."""
 
 _STATUSES = {
     "DEPLOYING": ApplicationStatus.STARTING,
@@ -115,7 +120,7 @@ class RayCompute:
         ]
         body = {
             "proxy_location": "Disabled",
-            "applications": foreign + [_to_config(application) for application in applications],
+            "applications": foreign + [serve_config(application) for application in applications],
         }
         await self._request("PUT", _APPLICATIONS, json=body)
 
@@ -140,6 +145,7 @@ class RayCompute:
             gpus=sum(total.get("GPU", 0.0) for total in totals),
             largest_node_memory=max((int(node["mem"][0]) for node in alive if node.get("mem")), default=0),
             largest_gpu_memory=max((int(gpu.get("memoryTotal") or 0) * _MIB for gpu in gpus), default=0),
+            labels=tuple(node.get("raylet", {}).get("labels") or {} for node in alive),
         )
 
     async def close(self) -> None:
@@ -183,9 +189,16 @@ def _job_path(submission_id: str) -> str:
     return f"{_JOBS}{quote(submission_id, safe='')}"
 
 
-def _to_config(application: Application) -> dict[str, Any]:
-    # The size is an override of the deployment: changing it keeps the replicas that run, whereas
+def serve_config(application: Application) -> dict[str, Any]:
+    """An application as Ray Serve's REST interface takes it (an entry of ``applications``)."""
+    # Size and place are overrides of the deployment: changing the size keeps the replicas that run, whereas
     # changing `args` would replace them all.
+    options: dict[str, Any] = {
+        "num_cpus": application.cpus_per_replica,
+        "num_gpus": application.gpus_per_replica,
+    }
+    if application.node_labels:
+        options["label_selector"] = dict(application.node_labels)
     return {
         "name": application.name,
         "import_path": application.import_path,
@@ -195,32 +208,52 @@ def _to_config(application: Application) -> dict[str, Any]:
         "deployments": [
             {
                 "name": application.deployment,
-                "num_replicas": application.replicas,
-                "ray_actor_options": {
-                    "num_cpus": application.cpus_per_replica,
-                    "num_gpus": application.gpus_per_replica,
-                },
+                "num_replicas": "auto",
+                "autoscaling_config": _to_autoscaling(application.scaling),
+                "ray_actor_options": options,
             }
         ],
+    }
+
+
+def _to_autoscaling(scaling: Scaling) -> dict[str, Any]:
+    # Also for a fixed number: a replica that starts without this never measures, so that a pool could not be
+    # given room later without replacing its replicas.
+    return {
+        "min_replicas": scaling.minimum,
+        "max_replicas": scaling.maximum,
+        "metrics_interval_s": _MEASURE_SECONDS,
+        "look_back_period_s": _LOOK_BACK_SECONDS,
+        "upscale_delay_s": scaling.up_after_seconds,
+        "downscale_delay_s": scaling.down_after_seconds,
+        "policy": {"policy_function": scaling.policy, "policy_kwargs": dict(scaling.arguments)},
     }
 
 
 def _from_config(config: Mapping[str, Any]) -> Application | None:
     try:
         (deployment,) = config["deployments"]
-        options = deployment["ray_actor_options"]
+        options, scaling = deployment["ray_actor_options"], deployment["autoscaling_config"]
         return Application(
             name=config["name"],
             import_path=config["import_path"],
             arguments=config.get("args") or {},
             deployment=deployment["name"],
-            replicas=deployment["num_replicas"],
+            scaling=Scaling(
+                minimum=scaling["min_replicas"],
+                maximum=scaling["max_replicas"],
+                policy=scaling["policy"]["policy_function"],
+                arguments=scaling["policy"]["policy_kwargs"],
+                up_after_seconds=scaling["upscale_delay_s"],
+                down_after_seconds=scaling["downscale_delay_s"],
+            ),
             cpus_per_replica=options["num_cpus"],
             gpus_per_replica=options["num_gpus"],
+            node_labels=options.get("label_selector") or {},
             environment=(config.get("runtime_env") or {}).get("env_vars") or {},
         )
-    except (KeyError, ValueError):
-        return None  # deployed by somebody else under our prefix: the next put replaces it
+    except (KeyError, TypeError, ValueError):
+        return None  # deployed by somebody else, or an older Tide: the next put replaces it
 
 
 def _to_state(details: Mapping[str, Any]) -> ApplicationState:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.events.tables import EventRow
 from service.jobs.tables import AttemptRow, JobRow, PhaseRunRow
 from service.orchestrator.decide import RESUMED, JobSnapshot, PhaseSnapshot
-from service.orchestrator.pools import PoolSnapshot
+from service.orchestrator.pools import LeasedReplicas, PoolSnapshot
 from service.teachers import repository as teachers
 from service.teachers.tables import LeaseRow, TeacherRow
 from tide_core.contracts.job import ResolvedJobSpec
@@ -58,14 +58,14 @@ async def of_job(session: AsyncSession, job: JobRow, *, now: datetime) -> JobSna
 
 async def of_pools(session: AsyncSession) -> list[PoolSnapshot]:
     """Every pool with what its leases ask for."""
-    leased: dict[str, list[int]] = {}
+    leased: dict[str, list[LeasedReplicas]] = {}
     for lease in await teachers.live_leases(session):
-        leased.setdefault(lease.application, []).append(lease.replicas)
+        asked = LeasedReplicas(lease.replicas, lease.max_replicas or lease.replicas)
+        leased.setdefault(lease.application, []).append(asked)
     return [
         PoolSnapshot(
             pool=TeacherPool.model_validate(row.pool),
-            state=row.state,
-            leased_replicas=tuple(leased.get(row.application, ())),
+            leases=tuple(leased.get(row.application, ())),
             last_used_at=row.last_used_at,
         )
         for row in await teachers.all_pools(session)

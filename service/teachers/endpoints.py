@@ -43,6 +43,7 @@ def teacher_object(row: TeacherRow, leases: Sequence[LeaseRow]) -> Teacher:
         teacher=pool.teacher,
         fingerprint=row.fingerprint,
         replicas=max((lease.replicas for lease in own), default=pool.replicas),
+        max_replicas=max((lease.max_replicas or lease.replicas for lease in own), default=pool.replicas),
         ready_replicas=row.ready_replicas,
         gpus_per_replica=pool.gpus_per_replica,
         cpus_per_replica=pool.cpus_per_replica,

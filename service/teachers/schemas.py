@@ -18,7 +18,9 @@ class Lease(BaseModel):
 
     job_id: str
     replicas: int
-    """How many replicas the job asks for; the pool has the maximum over its leases."""
+    """How many replicas the job asks for; the pool has at least the maximum over its leases."""
+    max_replicas: int | None
+    """How many the pool may grow to for this job; null: no more than `replicas`."""
     weight: float
     """The job's share in the pool's fair queue."""
     created_at: datetime
@@ -39,7 +41,9 @@ class Teacher(BaseModel):
     fingerprint: str | None
     """Hash over weights, dtype and code that the pool attested last."""
     replicas: int
-    """How many replicas are wanted."""
+    """How many replicas are wanted at least."""
+    max_replicas: int
+    """How many there may be while requests wait too long."""
     ready_replicas: int
     gpus_per_replica: float
     cpus_per_replica: float

@@ -28,6 +28,7 @@ async def acquire_lease(session: AsyncSession, job_id: str, spec: ResolvedJobSpe
         application=pool.application,
         job_id=job_id,
         replicas=pool.replicas,
+        max_replicas=spec.resources.teacher_replicas_max,
         weight=spec.resources.teacher_share,
         created_at=utc_now(),
     )

@@ -52,7 +52,9 @@ class LeaseRow(Base):
     application: Mapped[str] = mapped_column(ForeignKey("teachers.application"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     replicas: Mapped[int] = mapped_column()
-    """How many replicas the job asks for; the pool has the maximum over its live leases."""
+    """How many replicas the job asks for; the pool has at least the maximum over its live leases."""
+    max_replicas: Mapped[int | None] = mapped_column()
+    """How many the pool may have while the job waits for scores; None: no more than `replicas`."""
     weight: Mapped[float] = mapped_column()
     """The job's share in the pool's fair queue."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

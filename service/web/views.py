@@ -138,10 +138,16 @@ def teacher_view(teacher: Teacher) -> TeacherView:
         state=teacher.status,
         tone=POOL_TONES[teacher.status],
         message=teacher.message or "",
-        replicas=f"{teacher.ready_replicas} of {teacher.replicas}",
+        replicas=_replicas(teacher),
         leases=len(teacher.leases),
         fingerprint=(teacher.fingerprint or "")[:16],
     )
+
+
+def _replicas(teacher: Teacher) -> str:
+    """How many replicas answer, of how many, as in "1 of 2" or "3 of 1 to 4"."""
+    wanted = f"{teacher.ready_replicas} of {teacher.replicas}"
+    return wanted if teacher.max_replicas <= teacher.replicas else f"{wanted} to {teacher.max_replicas}"
 
 
 def checkpoint_view(checkpoint: Checkpoint) -> CheckpointView:

@@ -66,6 +66,7 @@ def test_an_explicit_context_outranks_the_variants() -> None:
         ({"data": {"sources": []}}, "sources"),
         ({"seed": -1}, "seed"),
         ({"hyperparameters": {"epochs": 1, "max_steps": 1}}, "epochs"),
+        ({"resources": {"teacher_replicas": 3, "teacher_replicas_max": 2}}, r"teacher_replicas_max \(2\)"),
         ({"objective": "tide"}, "objective"),
         ({"objective": []}, "objective"),
         ({"data": {"sources": [{"location": "x"}], "student_length": 100}}, "block_size"),
@@ -83,7 +84,7 @@ def test_bad_specs_are_refused_where_they_are_wrong(change: dict[str, Any], wher
 
 def test_jobs_share_a_pool_when_the_teacher_answers_alike() -> None:
     one = pool_for(resolved())
-    same = pool_for(resolved(seed=3, resources={"teacher_replicas": 2}))
+    same = pool_for(resolved(seed=3, resources={"teacher_replicas": 2, "teacher_replicas_max": 4}))
     other = pool_for(resolved(teacher={"model": "/models/teacher", "dtype": "bfloat16"}))
     assert one.application == same.application != other.application
     kinds = [{"model": "/models/teacher", "quantisation": kind} for kind in ("none", "int8", "int4")]

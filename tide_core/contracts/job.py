@@ -186,6 +186,10 @@ class Resources(Contract):
     threads_per_worker: int | None = Field(default=None, ge=1)
     """Intra-op threads of a trainer; default: its CPUs, at least one."""
     teacher_replicas: int = Field(default=1, ge=1, le=1024)
+    """Replicas of the teacher while the job uses it; of several jobs on a pool the largest number counts."""
+    teacher_replicas_max: int | None = Field(default=None, ge=1, le=1024)
+    """The pool grows up to so many while score requests wait too long, and shrinks again when they do not;
+    none: it keeps to `teacher_replicas`."""
     gpus_per_teacher: float = Field(default=0, ge=0)
     cpus_per_teacher: float = Field(default=1, gt=0)
     teacher_share: float = Field(default=1.0, gt=0, le=1000)
@@ -211,6 +215,16 @@ class Resources(Contract):
         if self.sharding == "fsdp" and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 "sharding 'fsdp' needs a whole GPU a trainer (gpus_per_worker 1), or none at all (0)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_to_grow(self) -> Self:
+        most = self.teacher_replicas_max
+        if most is not None and most < self.teacher_replicas:
+            raise ValueError(
+                f"teacher_replicas_max ({most}) is below teacher_replicas ({self.teacher_replicas}): "
+                "raise it, or leave it out"
             )
         return self
 

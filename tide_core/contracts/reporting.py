@@ -36,6 +36,8 @@ class AttemptBrief(Contract):
     """Location of the prepared data set, once prepared."""
     teacher: TeacherLease | None = None
     """The lease, when this phase may ask the teacher."""
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that this phase's processes may run on; empty is any node."""
     last_sequence: int = 0
     """Highest report sequence number already stored for this attempt and phase."""
 

@@ -21,6 +21,7 @@ def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
     task = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
+        label_selector=brief.node_labels or None,
         # A lost task is a lost attempt, and that is the reconciler's to repeat.
         max_retries=0,
         runtime_env=worker_environment(worker_threads(resources)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ IN_FLIGHT = 16
 def run_preparation(brief: AttemptBrief) -> dict[str, Any]:
     """Prepare the job's data and report it; the result repeats the report."""
     with HttpReporter(ControlPlane.from_environment(), brief) as reporter:
-        report = prepare_for_job(brief, reporter, ray_map)
+        report = prepare_for_job(brief, reporter, functools.partial(ray_map, node_labels=brief.node_labels))
         reporter.send(report)
         return report.model_dump(mode="json", exclude={"type"})
 
@@ -141,12 +142,20 @@ MapFunction = Callable[[Callable[[RowBatch], ShardReport], Iterable[RowBatch]], 
 
 
 def ray_map(
-    function: Callable[[RowBatch], ShardReport], batches: Iterable[RowBatch]
+    function: Callable[[RowBatch], ShardReport],
+    batches: Iterable[RowBatch],
+    *,
+    node_labels: Mapping[str, str] | None = None,
 ) -> Iterator[ShardReport]:
     """Run over batches on the cluster's CPUs, a bounded number at a time.
 
     The storage folder must be one that all nodes share. A data set of one batch is done here: for it Ray is
     not even joined.
+
+    Args:
+        function: what to do with a batch.
+        batches: read as they are needed.
+        node_labels: of the nodes that may be used; any node without them.
     """
     upcoming = iter(batches)
     first, second = next(upcoming, None), next(upcoming, None)
@@ -155,7 +164,7 @@ def ray_map(
     if second is None:
         yield function(first)
         return
-    yield from _on_cluster(function, _chain(first, second, upcoming))
+    yield from _on_cluster(function, _chain(first, second, upcoming), node_labels or {})
 
 
 def _chain(first: RowBatch, second: RowBatch, rest: Iterator[RowBatch]) -> Iterator[RowBatch]:
@@ -165,14 +174,14 @@ def _chain(first: RowBatch, second: RowBatch, rest: Iterator[RowBatch]) -> Itera
 
 
 def _on_cluster(
-    function: Callable[[RowBatch], ShardReport], batches: Iterator[RowBatch]
+    function: Callable[[RowBatch], ShardReport], batches: Iterator[RowBatch], node_labels: Mapping[str, str]
 ) -> Iterator[ShardReport]:
     import ray
 
     from workers.cluster import connect, own_error
 
     connect()
-    task = ray.remote(num_cpus=1, max_retries=3)(_apply)
+    task = ray.remote(num_cpus=1, max_retries=3, label_selector=dict(node_labels) or None)(_apply)
     shared = ray.put(function)
     limit = max(IN_FLIGHT, 2 * (os.cpu_count() or 1))
     running: list[Any] = []

@@ -59,6 +59,7 @@ def _fit(brief: AttemptBrief) -> dict[str, Any]:
                 num_workers=resources.student_workers,
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(resources),
+                label_selector=brief.node_labels or None,
             ),
             run_config=RunConfig(
                 # States are saved by our own store, so Ray's folder holds nothing that must last.

@@ -65,6 +65,7 @@ class Teacher:
         from workers.teachers.attestation import Attestor, golden_requests
         from workers.teachers.loading import load_for_serving
         from workers.teachers.metering import MeteredRecorder, TeacherMeter
+        from workers.teachers.scaling import LoadMeter
 
         parsed = TeacherPool.model_validate(pool)
         self._meter = TeacherMeter(RaySink(), application=parsed.application, model=parsed.teacher.model)
@@ -82,6 +83,7 @@ class Teacher:
             on_result=self._meter.attested,
         )
         self._attestor.attest()
+        self._load = LoadMeter()
 
     async def score(self, request: ScoreRequest) -> ScoreResponse | TideError:
         """Answer one request.
@@ -101,6 +103,10 @@ class Teacher:
     async def stats(self) -> dict[str, Any]:
         """Counters of the engine: see :class:`workers.teachers.statistics.EngineStatistics`."""
         return self._engine.statistics().as_dict()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every few seconds, for :class:`workers.teachers.scaling.QueueDelayPolicy`."""
+        return self._load.read(self._engine.statistics())
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; an exception replaces the replica.

@@ -22,6 +22,7 @@ from service.orchestrator.compute import (
     ApplicationStatus,
     Compute,
     ComputeUnavailableError,
+    Scaling,
     Submission,
     SubmissionState,
     SubmissionStatus,
@@ -178,15 +179,25 @@ async def test_the_size_of_the_cluster(cluster: Cluster) -> None:
     size = await cluster.compute.resources()
     assert (size.nodes, size.cpus) == (1, 4)
     assert size.largest_node_memory > 1 << 30
+    assert size.has_node({})
+    assert not size.has_node({"tide.dev/purpose": "teacher"})
 
 
-def _application(cluster: Cluster, name: str, *, is_broken: bool = False, replicas: int = 1) -> Application:
+def _application(
+    cluster: Cluster, name: str, *, is_broken: bool = False, replicas: int = 1, most: int | None = None
+) -> Application:
     return Application(
         name=f"teacher-{name}",
         import_path="stand_in:build",
         arguments={"is_broken": is_broken},
         deployment="teacher",
-        replicas=replicas,
+        scaling=Scaling(
+            minimum=replicas,
+            maximum=most or replicas,
+            policy="ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy",
+            up_after_seconds=1.0,
+            down_after_seconds=2.0,
+        ),
         cpus_per_replica=0.5,
         gpus_per_replica=0.0,
         environment=cluster.environment,
@@ -203,13 +214,18 @@ async def test_applications_come_grow_fail_and_go(cluster: Cluster) -> None:
     assert known[good.name].wanted == good, "what was asked for can be read back, so nothing is put twice"
     assert known[good.name].is_serving
 
-    larger, broken = dataclasses.replace(good, replicas=2), _application(cluster, "broken", is_broken=True)
+    larger = _application(cluster, "good", replicas=2)
+    broken = _application(cluster, "broken", is_broken=True)
     await compute.put_applications([larger, broken])
     await cluster.await_application(broken.name, ApplicationStatus.FAILED)
     known = await compute.applications()
     assert "there are no weights here" in known[broken.name].message
     assert known[good.name].wanted == larger
     await cluster.await_application(good.name, ApplicationStatus.RUNNING)
+
+    nowhere = dataclasses.replace(good, node_labels={"tide.dev/purpose": "elsewhere"})
+    await compute.put_applications([nowhere])
+    assert (await compute.applications())[good.name].wanted == nowhere
 
     await compute.put_applications([])
     await _until(lambda: _gone(compute))

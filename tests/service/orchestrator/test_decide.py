@@ -191,6 +191,17 @@ class TestTeacher:
         assert action.code == "teacher_not_ready"
         assert "needs 50 CPUs" in action.message
 
+    def test_a_node_that_is_missing_is_waited_for_as_long(self) -> None:
+        starting = ApplicationState(ApplicationStatus.STARTING)
+        limits = Limits(teacher_start=60)
+        early = Observed(teacher=starting, teacher_unplaced="No such node.", teacher_waited_seconds=59)
+        assert decide(job(S.PROVISIONING), early, limits) == Wait("No such node.")
+        late = dataclasses.replace(early, teacher_waited_seconds=61)
+        action = decide(job(S.PROVISIONING), late, limits)
+        assert action == Fail("no_node_for_teacher", "After 61 s: No such node.")
+        serving = dataclasses.replace(late, teacher=READY)
+        assert isinstance(decide(job(S.PROVISIONING), serving, limits), Advance)
+
     def test_too_large_is_known_before_anything_is_deployed(self) -> None:
         action = decide(job(S.PROVISIONING, has_lease=False), Observed(teacher_problem="9 GiB of 8 GiB"))
         assert action == Fail("teacher_too_large", "9 GiB of 8 GiB")

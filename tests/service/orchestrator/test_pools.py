@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,15 +13,27 @@ import pytest
 import torch
 
 from service.orchestrator import pools, teacher_size
-from service.orchestrator.compute import ApplicationState, ApplicationStatus, ClusterResources
-from service.orchestrator.pools import PoolSnapshot
+from service.orchestrator.compute import (
+    Application,
+    ApplicationState,
+    ApplicationStatus,
+    ClusterResources,
+)
+from service.orchestrator.pools import LeasedReplicas, PoolRules, PoolSnapshot
 from tide_core.contracts.job import TeacherSpec
+from tide_core.contracts.placement import Purpose, labels_for
 from tide_core.contracts.teacher import PoolState, TeacherPool
 from tide_core.models.quantisation import memory_bytes
 from tide_core.models.teachers.adapter import load_teacher
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LINGER = timedelta(minutes=5)
+RULES = PoolRules(
+    storage="/s",
+    linger=timedelta(minutes=5),
+    queue_delay_seconds=0.5,
+    grow_after_seconds=30.0,
+    shrink_after_seconds=300.0,
+)
 GIB = 1 << 30
 LAPTOP = ClusterResources(nodes=1, cpus=4, gpus=0, largest_node_memory=8 * GIB, largest_gpu_memory=0)
 
@@ -30,19 +43,24 @@ def pool(**changes: object) -> TeacherPool:
     return TeacherPool.model_validate(values | changes)
 
 
-def snapshot(
-    *replicas: int, state: PoolState = PoolState.READY, idle: timedelta = timedelta()
-) -> PoolSnapshot:
-    return PoolSnapshot(pool(), state, replicas, NOW - idle)
+def snapshot(*replicas: int, most: int = 0, idle: timedelta = timedelta()) -> PoolSnapshot:
+    leases = tuple(LeasedReplicas(number, max(number, most)) for number in replicas)
+    return PoolSnapshot(pool(), leases, NOW - idle)
 
 
-def desired(*known: PoolSnapshot, observed: dict[str, ApplicationState] | None = None):
-    return pools.desired(known, observed or {}, now=NOW, linger=LINGER, storage="/s")
+def desired(
+    *known: PoolSnapshot, observed: dict[str, ApplicationState] | None = None, rules: PoolRules = RULES
+) -> list[Application]:
+    return pools.desired(known, observed or {}, now=NOW, rules=rules)
+
+
+def bounds(application: Application) -> tuple[int, int]:
+    return application.scaling.minimum, application.scaling.maximum
 
 
 def test_the_largest_lease_decides_the_size() -> None:
     (application,) = desired(snapshot(2, 5, 3))
-    assert application.replicas == 5
+    assert bounds(application) == (5, 5), "without room to grow the number is fixed"
     assert application.arguments["storage"] == "/s"
     assert (
         TeacherPool.model_validate(
@@ -52,33 +70,85 @@ def test_the_largest_lease_decides_the_size() -> None:
     )
 
 
+def test_the_roomiest_lease_decides_how_far_a_pool_grows() -> None:
+    leases = (LeasedReplicas(2, 2), LeasedReplicas(1, 8), LeasedReplicas(1, 3))
+    (application,) = desired(PoolSnapshot(pool(), leases, NOW))
+    assert bounds(application) == (2, 8)
+    assert application.scaling.arguments == {"target_seconds": 0.5}
+    assert (application.scaling.up_after_seconds, application.scaling.down_after_seconds) == (30.0, 300.0)
+    (crowded,) = desired(PoolSnapshot(pool(), (LeasedReplicas(1, 3), LeasedReplicas(6, 6)), NOW))
+    assert bounds(crowded) == (6, 6)
+
+
+def test_the_policy_is_where_it_is_said_to_be() -> None:
+    module, _, name = pools.SCALING_POLICY.partition(":")
+    (application,) = desired(snapshot(1))
+    policy = getattr(importlib.import_module(module), name)(**application.scaling.arguments)
+    assert policy.target_seconds == RULES.queue_delay_seconds
+
+
 @pytest.mark.parametrize(
-    ("state", "idle", "is_wanted"),
+    ("status", "ready", "minutes", "is_wanted"),
     [
-        (PoolState.READY, timedelta(minutes=4), True),
-        (PoolState.READY, timedelta(minutes=6), False),
-        (PoolState.UNHEALTHY, timedelta(), False),
-        (PoolState.STARTING, timedelta(), False),
+        (ApplicationStatus.RUNNING, 1, 4, True),
+        (ApplicationStatus.STARTING, 1, 4, True),
+        (ApplicationStatus.UNHEALTHY, 1, 4, True),
+        (ApplicationStatus.RUNNING, 1, 5, False),
+        (ApplicationStatus.RUNNING, 1, 600, False),
+        (ApplicationStatus.STARTING, 0, 0, False),
+        (ApplicationStatus.UNHEALTHY, 0, 0, False),
+        (ApplicationStatus.FAILED, 0, 0, False),
+        (ApplicationStatus.DELETING, 0, 0, False),
+        (ApplicationStatus.ABSENT, 0, 0, False),
+        (None, 0, 0, False),
     ],
 )
-def test_only_what_works_lingers(state: PoolState, idle: timedelta, is_wanted: bool) -> None:
-    assert bool(desired(snapshot(state=state, idle=idle))) is is_wanted
+def test_only_what_serves_lingers_and_not_for_ever(
+    status: ApplicationStatus | None, ready: int, minutes: int, is_wanted: bool
+) -> None:
+    (application,) = desired(snapshot(1))
+    state = None if status is None else ApplicationState(status, "", ready, wanted=application)
+    observed = {} if state is None else {application.name: state}
+    idle = snapshot(idle=timedelta(minutes=minutes))
+    assert bool(desired(idle, observed=observed)) is is_wanted
+    leased = snapshot(1, idle=timedelta(minutes=minutes))
+    assert len(desired(leased, observed=observed)) == 1, "a leased pool is wanted in every state"
 
 
 def test_a_running_pool_keeps_its_size_while_idle_and_its_placement_always() -> None:
-    (first,) = desired(snapshot(3))
+    (first,) = desired(snapshot(3, most=6))
     running = {first.name: ApplicationState(ApplicationStatus.RUNNING, wanted=first)}
     (idle,) = desired(snapshot(), observed=running)
-    assert idle.replicas == 3
-    greedy = dataclasses.replace(snapshot(3), pool=pool(cpus_per_replica=8))
+    assert idle == first
+    greedy = dataclasses.replace(snapshot(3, most=6), pool=pool(cpus_per_replica=8))
     assert desired(greedy, observed=running) == [first], "other CPUs would restart it under its users"
+
+
+def test_teachers_ask_for_their_nodes_where_nodes_have_purposes() -> None:
+    rules = dataclasses.replace(RULES, node_labels=labels_for(Purpose.TEACHER))
+    (application,) = desired(snapshot(1), rules=rules)
+    assert application.node_labels == {"tide.dev/purpose": "teacher"}
+    (anywhere,) = desired(snapshot(1))
+    assert anywhere.node_labels == {}
+
+
+def test_a_missing_node_is_told_with_what_to_do() -> None:
+    wanted = labels_for(Purpose.TEACHER)
+    trainers = dataclasses.replace(LAPTOP, labels=({}, labels_for(Purpose.TRAINER)))
+    said = pools.unplaced(wanted, trainers, "a teacher")
+    assert "tide.dev/purpose=teacher" in said
+    assert "ray start --labels" in said
+    assert pools.unplaced({}, trainers, "a teacher") is None
+    both = dataclasses.replace(trainers, labels=(*trainers.labels, {**wanted, "ray.io/node-id": "1"}))
+    assert pools.unplaced(wanted, both, "a teacher") is None
 
 
 def test_nothing_is_put_twice() -> None:
     (application,) = desired(snapshot(1))
     asked = {application.name: ApplicationState(ApplicationStatus.FAILED, wanted=application)}
     assert not pools.must_put([application], asked)
-    assert pools.must_put([dataclasses.replace(application, replicas=2)], asked)
+    larger = dataclasses.replace(application.scaling, minimum=2, maximum=2)
+    assert pools.must_put([dataclasses.replace(application, scaling=larger)], asked)
     assert pools.must_put([], asked)
     going = {application.name: ApplicationState(ApplicationStatus.DELETING, wanted=application)}
     assert not pools.must_put([], going)

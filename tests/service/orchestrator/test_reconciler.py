@@ -205,14 +205,14 @@ async def test_one_pool_serves_several_jobs(world: World, spec: Spec) -> None:
         await world.finish(job_id, Phase.PREPARE)
     await until_quiet(reconciler)
     (application,) = (await world.compute.applications()).values()
-    assert application.wanted.replicas == 3
+    assert application.wanted.scaling.minimum == 3
     assert application.wanted.arguments["replicas"] == 1, "a change of arguments would restart the replicas"
     assert len(await world.live_leases()) == 2
     async with world.database.write() as session:
         await job_service.cancel(session, ids[1])
     await until_quiet(reconciler)
     (application,) = (await world.compute.applications()).values()
-    assert application.wanted.replicas == 1
+    assert application.wanted.scaling.minimum == 1
 
 
 async def test_a_pool_lingers_for_the_next_job(world: World) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from service.cli.teachers import wanted_replicas
 from service.clock import utc_now
 from service.db.session import Database
 from service.jobs import repository as jobs
@@ -86,3 +87,20 @@ async def test_a_stopped_pool_starts_again_with_its_next_lease(post_job: PostJob
     async with database.read() as session:
         pool = await repository.get(session, lease.application)
     assert pool.state is PoolState.STARTING
+
+
+async def test_a_pool_shows_how_far_it_may_grow(
+    client: httpx.AsyncClient, post_job: PostJob, database: Database
+) -> None:
+    for resources in ({"teacher_replicas_max": 4}, {"teacher_replicas": 2}):
+        await _acquire(database, (await post_job(resources=resources))["id"])
+    (pool,) = (await client.get("/v1/teachers")).json()["data"]
+    assert (pool["replicas"], pool["max_replicas"]) == (2, 4)
+    assert [(lease["replicas"], lease["max_replicas"]) for lease in pool["leases"]] == [(1, 4), (2, None)]
+    page = (await client.get("/")).text
+    assert "0 of 2 to 4" in page
+
+
+@pytest.mark.parametrize(("least", "most", "shown"), [(1, 1, "1"), (2, 4, "2-4"), (3, 3, "3")])
+def test_the_command_line_shows_the_bounds(least: int, most: int, shown: str) -> None:
+    assert wanted_replicas({"replicas": least, "max_replicas": most}) == shown
