@@ -17,6 +17,7 @@ from deploy_manifests import MATRIX, Manifest, one, pod_specs
 from kuberay import quantity
 
 from service.settings import Settings
+from tide_core.contracts.placement import PURPOSE_LABEL, Purpose, labels_for
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "tide"
@@ -58,6 +59,9 @@ def test_lint_is_strict(run_helm: Run, profile: str | None) -> None:
         ("ray.workerGroups.cpu.gpus=2", "without CUDA"),
         ("ray.workerGroups.cpu.minReplicas=9", "above maxReplicas"),
         ("ray.workerGroups.cpu.enabled=false", "at least one"),
+        ("ray.placeByPurpose=true", "purpose: trainer"),
+        ("ray.placeByPurpose=maybe", "placeByPurpose"),
+        ("controlPlane.teacherQueueDelaySeconds=0", "teacherQueueDelaySeconds"),
         ("ray.faultTolerance.enabled=true", "redisAddress"),
         ("httpRoute.enabled=true", "parentRefs"),
         ("ingress.enabled=true", "networkPolicy.clients"),
@@ -190,6 +194,8 @@ def test_the_control_planes_environment_is_what_its_settings_know(
     assert settings.ray_address == "http://tide-head-svc.tide.svc:8265"
     assert settings.resolved_storage == "s3://tide/production"
     assert settings.migrate_on_start is False
+    assert settings.place_by_purpose is True
+    assert settings.teacher_shrink_seconds == 300
 
 
 def test_the_token_of_ray_is_on_by_default_and_one_secret_serves_both_sides(
@@ -262,6 +268,24 @@ def test_rays_object_store_fits_into_shared_memory(renders: dict[str, list[Manif
         volumes = {each["name"]: each for each in group["template"]["spec"]["volumes"]}
         room = quantity(volumes["shared-memory"]["emptyDir"]["sizeLimit"])
         assert 0.85 * room < store < 0.95 * room
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_group_says_what_its_nodes_are_for(renders: dict[str, list[Manifest]], name: str) -> None:
+    """What the control plane makes teachers and trainers ask for is what the groups offer."""
+    container = one(renders[name], "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    groups = one(renders[name], "RayCluster")["spec"]["workerGroupSpecs"]
+    for group in groups:
+        assert "labels" not in group["rayStartParams"], "KubeRay refuses them there"
+        assert group["labels"].keys() == {PURPOSE_LABEL}
+        assert group["labels"].items() <= group["template"]["metadata"]["labels"].items()
+    if environment["TIDE_PLACE_BY_PURPOSE"] == "true":
+        offered = [group["labels"] for group in groups]
+        assert all(labels_for(purpose) in offered for purpose in Purpose)
+    assert environment["TIDE_PLACE_BY_PURPOSE"] == (
+        "true" if name in ("single-node-8-gpu", "large-cluster", "outside") else "false"
+    )
 
 
 @pytest.mark.parametrize("name", ["defaults", "kind-cpu", "large-cluster"])

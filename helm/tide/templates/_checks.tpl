@@ -10,9 +10,11 @@
 {{- fail "an ingress or route needs networkPolicy.clients: the ingress controller's pods or namespace, or nobody can connect" -}}
 {{- end -}}
 {{- $groups := 0 -}}
+{{- $purposes := dict -}}
 {{- range $name, $group := .Values.ray.workerGroups -}}
 {{- if $group.enabled -}}
 {{- $groups = add1 $groups -}}
+{{- $_ := set $purposes $group.purpose true -}}
 {{- if gt (int $group.minReplicas) (int $group.maxReplicas) -}}
 {{- fail (printf "ray.workerGroups.%s: minReplicas is above maxReplicas" $name) -}}
 {{- end -}}
@@ -23,5 +25,12 @@
 {{- end -}}
 {{- if not $groups -}}
 {{- fail "enable at least one of ray.workerGroups: the head runs no work" -}}
+{{- end -}}
+{{- if .Values.ray.placeByPurpose -}}
+{{- range tuple "preparation" "trainer" "teacher" -}}
+{{- if not (hasKey $purposes .) -}}
+{{- fail (printf "ray.placeByPurpose needs an enabled group of ray.workerGroups with purpose: %s, or what it is for never starts" .) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
