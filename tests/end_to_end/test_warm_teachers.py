@@ -1,0 +1,72 @@
+"""A teacher's pool over several jobs on the real thing: kept warm, taken down to nothing, woken again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running_tide import Service, await_true, job_spec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+LINGER_SECONDS = 60
+WAKE_SECONDS = 60.0
+"""A tiny teacher must serve within this time of being leased, on a loaded machine of two cores."""
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path / "data", "--teacher-linger-seconds", str(LINGER_SECONDS))
+    made.start()
+    yield made
+    made.end()
+
+
+def test_a_pool_is_kept_warm_goes_to_nothing_and_wakes(service: Service, tmp_path: Path) -> None:
+    spec = job_spec(tmp_path, steps=4)
+
+    def run() -> str:
+        """A job to its end; its id."""
+        answer = httpx.post(f"{service.url}/v1/jobs", json=spec, timeout=20)
+        assert answer.status_code == 201, answer.text
+        path = f"/v1/jobs/{answer.json()['id']}"
+        await_true(lambda: service.get(path)["finished_at"] is not None, "the job has ended", 240)
+        job = service.get(path)
+        assert job["status"] == "succeeded", job["error"]
+        return str(job["id"])
+
+    cold = seconds_until_taught(service, run())
+    assert cold < WAKE_SECONDS
+    assert pool(service)["status"] == "ready", "the pool works on when its job has ended"
+    created = pool(service)["created_at"]
+
+    warm = seconds_until_taught(service, run())
+    assert warm < min(3.0, cold), "the second job of a study finds its teacher loaded"
+
+    ended = time.monotonic()
+    await_true(lambda: pool(service)["status"] == "stopped", "nobody uses it: it goes", LINGER_SECONDS + 40)
+    assert time.monotonic() - ended > LINGER_SECONDS / 2, "but not at once"
+    assert pool(service)["ready_replicas"] == 0
+
+    woken = seconds_until_taught(service, run())
+    assert warm < woken < WAKE_SECONDS
+    assert pool(service)["created_at"] == created, "it is the same pool"
+    print(f"cold {cold:.1f} s, warm {warm:.1f} s, woken {woken:.1f} s")
+
+
+def pool(service: Service) -> dict[str, Any]:
+    """The one pool there is."""
+    (found,) = service.get("/v1/teachers")["data"]
+    return dict(found)
+
+
+def seconds_until_taught(service: Service, job_id: str) -> float:
+    """From the job's lease to the start of its training, by its events."""
+    events = service.get(f"/v1/jobs/{job_id}/events?limit=100")["data"]
+    at = {event["type"]: datetime.fromisoformat(event["created_at"]) for event in events}
+    return (at["job.running"] - at["teacher.leased"]).total_seconds()
