@@ -12,7 +12,7 @@ import pytest
 from dockerfile import DOCKER, last, stages
 from image_builder import Builder, BuildError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(900)]
 
 IMAGES = sorted(path.stem for path in DOCKER.glob("*.Dockerfile"))
 

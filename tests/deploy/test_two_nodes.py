@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from release import STORAGE, Release
 from running_tide import await_true, job_spec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 1200
 

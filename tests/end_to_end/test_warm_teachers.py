@@ -12,7 +12,7 @@ import httpx
 import pytest
 from running_tide import Service, await_true, job_spec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LINGER_SECONDS = 60
 WAKE_SECONDS = 60.0

@@ -32,7 +32,7 @@ from workers.scores.serve_transport import ServeTransport
 from workers.student.driver import _fit
 from workers.teachers.tiny import write_tiny_teacher
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SLOW_TEACHER = """
 import threading
