@@ -11,9 +11,11 @@ import queue
 import statistics
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from tide_core.contracts.errors import TideError
 from tide_core.contracts.scores import ScoreResponse
 
 
@@ -83,8 +85,8 @@ class _Outcome:
 def first_answer(begin: Begin, late_after: float, timeout: float) -> tuple[ScoreResponse, bool]:
     """Ask; when late, ask again; give the first answer, and whether a second question was sent.
 
-    An error of the first question before it is late is raised at once; later, only when both have failed. The
-    attempt that lost is cancelled.
+    An error of the first question before it is late is raised at once; later, only when both have failed. A
+    second question that cannot even be sent leaves the first to answer. The attempt that lost is cancelled.
 
     Args:
         begin: sends the question.
@@ -99,9 +101,10 @@ def first_answer(begin: Begin, late_after: float, timeout: float) -> tuple[Score
     try:
         outcome = outcomes.get(timeout=late_after)
     except queue.Empty:
-        attempts.append(_started(begin, timeout, outcomes))
+        with suppress(TideError):
+            attempts.append(_started(begin, timeout, outcomes))
         outcome = outcomes.get()
-        if outcome.error is not None:
+        if outcome.error is not None and len(attempts) > 1:
             outcome = outcomes.get()
     for attempt in attempts:
         if attempt is not outcome.attempt:

@@ -110,6 +110,25 @@ def test_when_both_fail_an_error_is_raised() -> None:
         first_answer(in_order(first, second), late_after=0.01, timeout=10.0)
 
 
+@pytest.mark.parametrize("error", [None, RetryableScoreError("died")])
+def test_a_second_question_that_cannot_be_sent_leaves_the_first(error: Exception | None) -> None:
+    first = Held(1, error)
+    attempts: list[Attempt] = [first]
+
+    def begin() -> Attempt:
+        if not attempts:
+            raise RetryableScoreError("no replica takes it")
+        return attempts.pop()
+
+    threading.Timer(0.05, first.may_end.set).start()
+    if error is None:
+        response, is_hedged = first_answer(begin, late_after=0.01, timeout=10.0)
+        assert (response.values[0], is_hedged) == (1.0, False)
+    else:
+        with pytest.raises(RetryableScoreError, match="died"):
+            first_answer(begin, late_after=0.01, timeout=10.0)
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
