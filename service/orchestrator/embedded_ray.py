@@ -295,22 +295,31 @@ def _command(options: HeadOptions, sessions: Path, ports: Mapping[str, int]) -> 
     return [*command, "--disable-usage-stats", *(f"--{name}={value}" for name, value in flags.items())]
 
 
+_WORKERS_OWN = ("TIDE_CACHE", "TIDE_SCORE_CACHE_BYTES")
+"""Variables that workers read themselves (storage.py, scores/opening.py): the user's count."""
+
+
 def _environment(folder: Path, marker: str) -> dict[str, str]:
     inherited: Mapping[str, str] = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TIDE_"))
+        name: value
+        for name, value in os.environ.items()
+        if name in _WORKERS_OWN or not name.startswith(("RAY_", "TIDE_"))
     }
-    return dict(inherited) | {
-        MARKER: marker,
-        "TIDE_CACHE": str((folder / "cache").resolve()),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str((folder / _TOKEN).resolve()),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's switch for laptops: without clustering, every process listens on 127.0.0.1 alone.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # One machine: look at the trainers often, a short job would else spend its time waiting.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        {"TIDE_CACHE": str((folder / "cache").resolve())}
+        | dict(inherited)
+        | {
+            MARKER: marker,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str((folder / _TOKEN).resolve()),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray's switch for laptops: without clustering, every process listens on 127.0.0.1 alone.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # One machine: look at the trainers often, a short job would else spend its time waiting.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 def _write_record(folder: Path, record: HeadRecord) -> None:

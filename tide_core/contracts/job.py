@@ -201,7 +201,8 @@ class Resources(Contract):
     """Steps of score requests kept in flight ahead of the trainer."""
     score_cache: bool = True
     """Keep the teacher's answers on the trainer's disk, so that another job with the same teacher, data, seed
-    and masks (another objective over the same data, say) does not ask again."""
+    and masks (another objective over the same data, say) does not ask again. `TIDE_SCORE_CACHE_BYTES` in the
+    workers' environment bounds it (default 8 GiB; 0 turns it off)."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Tries that the job's own failures may use up; the platform's failures do not count."""
 
