@@ -4,16 +4,17 @@
 share: every mean is divided by a global count, so that summing the shares over micro-batches and workers
 gives the step's loss whatever their number.
 
-Full logits ``[masked, vocab]`` are never held: all terms are computed by the fused linear forms.
+Full logits ``[masked, vocab]`` are never held: all terms read the LM head in one pass over its slices
+(:mod:`tide_core.losses.head_pass`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError, ShapeError
@@ -42,160 +43,33 @@ from tide_core.losses.calm import (
     reverse_calm,
     tidal_calm,
 )
-from tide_core.losses.debiasing import debias, keep_chunks, linear_boundary_log_probs
-from tide_core.losses.fused_linear import (
-    linear_forward_kl,
-    linear_reverse_kl,
-    linear_target_log_probs,
-    linear_tidal_kl,
-)
+from tide_core.losses.debiasing import BoundaryLogProbs, debias, keep_chunks
+from tide_core.losses.fused_linear import ReverseDivergence, TargetLogProbs, TidalDivergence
+from tide_core.losses.head_pass import Statistic, statistics_of
 from tide_core.losses.sparse import (
-    TopK,
-    linear_bucket_log_probs,
+    BucketLogProbs,
     sparse_forward_kl,
     sparse_reverse_kl,
     sparse_tidal_kl,
     tail_candidates,
 )
 from tide_core.losses.validation import require_ids
+from tide_core.objective_inputs import (
+    ChunkScores,
+    HiddenScores,
+    Normalisers,
+    ObjectiveInputs,
+    TopKScores,
+)
 from tide_core.schedules.noise import NoiseSchedule
 from tide_core.schedules.tidal import tidal_lambda, timestep_weight
 
-
-@dataclass(frozen=True)
-class Normalisers:
-    """Global counts of one optimiser step, summed over all workers and micro-batches.
-
-    Attributes:
-        maskable_tokens: tokens whose label is not -100; divides the cross-entropy.
-        masked_positions: masked student positions; divides the position terms.
-        active_chunks: active chunks; divides the chunk terms.
-        sequences: sequences of the step; needed by the "sequence" and "batch" normalisations only.
-    """
-
-    maskable_tokens: int
-    masked_positions: int
-    active_chunks: int = 0
-    sequences: int = 0
-
-
-@dataclass(frozen=True)
-class ChunkBoundaries:
-    """Whether a pre-token boundary follows each active chunk (ALM), on both sides.
-
-    Attributes:
-        teacher_log_probs: the teacher's log-probability of a boundary after the chunk.
-        student_next: which masked student position follows the chunk, -1 where the next token is visible.
-        visible_log_probs: the student's log-probability where the next token is visible: it is known.
-        begins_pretoken: which ids of the student's vocabulary begin a pre-token.
-    """
-
-    teacher_log_probs: Float[Tensor, " chunk"]
-    student_next: Int[Tensor, " chunk"]
-    visible_log_probs: Float[Tensor, " chunk"]
-    begins_pretoken: Bool[Tensor, " vocab"]
-
-
-@dataclass(frozen=True)
-class ChunkScores:
-    """What a teacher says about the active chunks of a micro-batch (pipeline A).
-
-    Attributes:
-        log_probs: ``LP_T`` of each active chunk, the sum of its teacher tokens' log-probabilities.
-        masked_chunk: active chunk of each masked student position, -1 for positions of none.
-        chunk_row: batch row of each active chunk.
-        boundaries: what follows each chunk; needed by terms with a chunk filter only.
-    """
-
-    log_probs: Float[Tensor, " chunk"]
-    masked_chunk: Int[Tensor, " masked"]
-    chunk_row: Int[Tensor, " chunk"]
-    boundaries: ChunkBoundaries | None = None
-
-
-@dataclass(frozen=True)
-class HiddenScores:
-    """A teacher's final hidden states, with its frozen LM head (pipeline B, exact).
-
-    Attributes:
-        hidden: at the masked positions that the teacher sees.
-        head: the teacher's LM head weight.
-        aligned_masked_index: which of the micro-batch's masked positions each row of ``hidden`` belongs to.
-        shared_vocab: ids below this mean the same to both models; divergences run over them.
-    """
-
-    hidden: Float[Tensor, "aligned teacher_hidden"]
-    head: Float[Tensor, "teacher_vocab teacher_hidden"]
-    aligned_masked_index: Int[Tensor, " aligned"]
-    shared_vocab: int
-
-
-@dataclass(frozen=True)
-class TopKScores:
-    """A teacher's most likely tokens and the mass of all others (pipeline B, approximate).
-
-    Attributes:
-        ids: the most likely ids below ``shared_vocab``, distinct in each row, likeliest first.
-        logits: their logits, up to a constant of each row.
-        log_tails: ``log sum exp(logit / T)`` over all other ids of the shared vocabulary, less the same
-            constant over T, for each temperature (may be -inf).
-        temperatures: those of ``log_tails``; every term's must be among them.
-        aligned_masked_index: as in :class:`HiddenScores`.
-        shared_vocab: as in :class:`HiddenScores`.
-    """
-
-    ids: Int[Tensor, "aligned topk"]
-    logits: Float[Tensor, "aligned topk"]
-    log_tails: Float[Tensor, "aligned temperature"]
-    temperatures: tuple[float, ...]
-    aligned_masked_index: Int[Tensor, " aligned"]
-    shared_vocab: int
-
-    def at(self, temperature: float) -> TopK:
-        """The ids' log-probabilities and the tail's at one temperature; together they sum to 1.
-
-        Raises:
-            InvalidInputError: the teacher was not asked at this temperature.
-        """
-        if temperature not in self.temperatures:
-            raise InvalidInputError(
-                f"the teacher's top-k scores are at the temperatures {self.temperatures}, a term needs "
-                f"{temperature}; ask the teacher at the term's temperature",
-                param="teacher.temperatures",
-            )
-        tail = self.log_tails[:, self.temperatures.index(temperature)]
-        scaled = self.logits / temperature
-        total = torch.logaddexp(scaled.logsumexp(dim=1), tail)
-        return TopK(self.ids, scaled - total[:, None], tail - total)
-
-
-@dataclass(frozen=True)
-class ObjectiveInputs:
-    """One micro-batch, reduced to its masked positions.
-
-    Attributes:
-        student_hidden: final hidden states at the masked positions, in row-major order over the batch.
-        student_head: the student's LM head weight.
-        target_ids: the clean token at each masked position.
-        masked_row: batch row of each masked position.
-        t: diffusion timestep of each row, in (0, 1).
-        progress: training progress ``step / max_steps`` in [0, 1].
-        normalisers: global counts of the step.
-        teacher: the teacher's scores, or None when no term needs them.
-        row_maskable: maskable tokens of each row; needed by the "sequence" normalisation only.
-        adaptive_progress: TAID's loss-driven progress; needed by schedules with adaptive growth only.
-    """
-
-    student_hidden: Float[Tensor, "masked hidden"]
-    student_head: Float[Tensor, "vocab hidden"]
-    target_ids: Int[Tensor, " masked"]
-    masked_row: Int[Tensor, " masked"]
-    t: Float[Tensor, " batch"]
-    progress: float
-    normalisers: Normalisers
-    teacher: ChunkScores | HiddenScores | TopKScores | None = None
-    row_maskable: Int[Tensor, " batch"] | None = None
-    adaptive_progress: float | None = None
+Readings = Mapping[int | str, Tensor]
+"""What was read of the LM head: by the number of a term, or under one of the names below."""
+TOKENS = "tokens"
+"""``lp_i`` of the clean tokens, for the cross-entropy and all chunk terms."""
+BOUNDARIES = "boundaries"
+"""Log-probability of a boundary after each chunk whose next token is masked, in their order."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +92,8 @@ class Objective:
     Args:
         terms: the terms; those with weight 0 are not computed.
         noise: the noise schedule, for the cross-entropy weight.
-        slice_size: largest number of logits held at once; None chooses by device.
+        slice_size: largest number of logits in one tile; None chooses by device.
+        keep_bytes: most bytes of logits kept for the backward pass; None chooses by device.
         allow_unsupported: permit TIDAL together with a reverse term.
 
     Raises:
@@ -232,6 +107,7 @@ class Objective:
         noise: NoiseSchedule,
         *,
         slice_size: int | None = None,
+        keep_bytes: int | None = None,
         allow_unsupported: bool = False,
     ) -> None:
         if not terms:
@@ -242,6 +118,7 @@ class Objective:
         self._terms = tuple(term for term in terms if term.weight > 0)
         self._noise = noise
         self._slice_size = slice_size
+        self._keep_bytes = keep_bytes
 
     def loss(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
         """The micro-batch's share of the step's loss.
@@ -254,90 +131,116 @@ class Objective:
         _require_inputs(inputs)
         # The sum of nothing still hangs on the student, so that a batch without a mask can be differentiated.
         total = inputs.student_hidden.sum(dtype=torch.float32) * 0.0
-        token_lp = self._token_log_probs(inputs)
+        read = self._read(inputs)
         parts: dict[str, Tensor] = {}
-        for term in self._terms:
-            value = self._term(term, inputs, token_lp)
+        for number, term in enumerate(self._terms):
+            value = self._term(number, term, inputs, read)
             parts[_part_name(term.type, parts)] = value.detach()
             total = total + term.weight * value
         _require_finite_parts(parts)
         return ObjectiveOutput(total, parts)
 
-    def _token_log_probs(self, inputs: ObjectiveInputs) -> Tensor | None:
-        """``lp_i`` once for the cross-entropy and all chunk terms, which need nothing else of the student."""
-        if not any(isinstance(term, CrossEntropyTerm | ChunkTerm) for term in self._terms):
-            return None
-        return linear_target_log_probs(
-            inputs.student_hidden, inputs.student_head, inputs.target_ids, slice_size=self._slice_size
+    def _read(self, inputs: ObjectiveInputs) -> Readings:
+        """What all terms need of the LM head, in one pass."""
+        wanted: dict[int | str, Statistic] = {}
+        if any(isinstance(term, CrossEntropyTerm | ChunkTerm) for term in self._terms):
+            wanted[TOKENS] = TargetLogProbs(inputs.target_ids)
+        boundaries = _boundaries(self._terms, inputs)
+        if boundaries is not None:
+            wanted[BOUNDARIES] = boundaries
+        for number, term in enumerate(self._terms):
+            if isinstance(term, PositionTerm):
+                wanted[number] = self._position_statistic(term, inputs)
+        values = statistics_of(
+            inputs.student_hidden,
+            inputs.student_head,
+            list(wanted.values()),
+            slice_size=self._slice_size,
+            keep_bytes=self._keep_bytes,
         )
+        return dict(zip(wanted, values, strict=True))
 
-    def _term(self, term: ObjectiveTerm, inputs: ObjectiveInputs, token_lp: Tensor | None) -> Tensor:
-        if isinstance(term, PositionTerm):
-            return self._position_term(term, inputs)
-        assert token_lp is not None
-        if isinstance(term, CrossEntropyTerm):
-            return _cross_entropy_term(term, inputs, token_lp, self._noise)
-        return _chunk_term(term, inputs, token_lp, self._slice_size)
-
-    def _position_term(self, term: PositionTerm, inputs: ObjectiveInputs) -> Tensor:
-        teacher = inputs.teacher
-        match teacher:
-            case HiddenScores():
-                divergence = self._exact_divergence(term, inputs, teacher)
-            case TopKScores():
-                divergence = self._sparse_divergence(term, inputs, teacher)
+    def _position_statistic(self, term: PositionTerm, inputs: ObjectiveInputs) -> Statistic:
+        match inputs.teacher:
+            case HiddenScores() as teacher:
+                return _exact_statistic(term, inputs, teacher)
+            case TopKScores() as teacher:
+                rows = teacher.aligned_masked_index
+                own = tail_candidates(
+                    inputs.student_hidden[rows],
+                    inputs.student_head,
+                    teacher.ids,
+                    shared_vocab=teacher.shared_vocab,
+                    slice_size=self._slice_size,
+                )
+                return BucketLogProbs(
+                    torch.cat([teacher.ids.to(own.dtype), own], dim=1),
+                    temperature=term.temperature,
+                    shared_vocab=teacher.shared_vocab,
+                    rows=rows,
+                )
             case _:
                 raise _missing_scores(term.type, "HiddenScores or TopKScores")
-        if isinstance(term, TidalTerm):
-            weight = timestep_weight(inputs.t, term.timestep_weight)
-            divergence = divergence * _at_aligned(weight, inputs, teacher)
-        return divergence.sum() / max(1, inputs.normalisers.masked_positions)
 
-    def _exact_divergence(self, term: PositionTerm, inputs: ObjectiveInputs, teacher: HiddenScores) -> Tensor:
-        operands = (
-            inputs.student_hidden[teacher.aligned_masked_index],
-            inputs.student_head,
-            teacher.hidden.to(teacher.head.dtype),
-            teacher.head,
-        )
-        temperature, shared, size = term.temperature, teacher.shared_vocab, self._slice_size
-        match term:
-            case ForwardKLTerm():
-                return linear_forward_kl(
-                    *operands, temperature=temperature, shared_vocab=shared, slice_size=size
-                )
-            case ReverseKLTerm():
-                return linear_reverse_kl(
-                    *operands, temperature=temperature, shared_vocab=shared, slice_size=size
-                )
-            case TidalTerm():
-                share = _at_aligned(_lambda(term.schedule, inputs), inputs, teacher)
-                return linear_tidal_kl(
-                    *operands, share, temperature=temperature, shared_vocab=shared, slice_size=size
-                )
+    def _term(self, number: int, term: ObjectiveTerm, inputs: ObjectiveInputs, read: Readings) -> Tensor:
+        if isinstance(term, PositionTerm):
+            return _position_term(term, inputs, read[number])
+        if isinstance(term, CrossEntropyTerm):
+            return _cross_entropy_term(term, inputs, read[TOKENS], self._noise)
+        return _chunk_term(term, inputs, read)
 
-    def _sparse_divergence(self, term: PositionTerm, inputs: ObjectiveInputs, teacher: TopKScores) -> Tensor:
-        known = teacher.at(term.temperature)
-        hidden, head = inputs.student_hidden[teacher.aligned_masked_index], inputs.student_head
-        shared, size = teacher.shared_vocab, self._slice_size
-        own = tail_candidates(hidden, head, teacher.ids, shared_vocab=shared, slice_size=size)
-        student = linear_bucket_log_probs(
-            hidden,
-            head,
-            torch.cat([teacher.ids.to(own.dtype), own], dim=1),
-            temperature=term.temperature,
-            shared_vocab=shared,
-            slice_size=size,
-        )
-        scores = (student, known.log_probs, known.log_tail)
-        match term:
-            case ForwardKLTerm():
-                return sparse_forward_kl(*scores, temperature=term.temperature)
-            case ReverseKLTerm():
-                return sparse_reverse_kl(*scores, temperature=term.temperature)
-            case TidalTerm():
-                share = _at_aligned(_lambda(term.schedule, inputs), inputs, teacher)
-                return sparse_tidal_kl(*scores, share, temperature=term.temperature)
+
+def _exact_statistic(term: PositionTerm, inputs: ObjectiveInputs, teacher: HiddenScores) -> Statistic:
+    operands = (teacher.hidden.to(teacher.head.dtype), teacher.head)
+    temperature, shared, rows = term.temperature, teacher.shared_vocab, teacher.aligned_masked_index
+    match term:
+        case ForwardKLTerm():
+            return TidalDivergence(*operands, None, temperature=temperature, shared_vocab=shared, rows=rows)
+        case ReverseKLTerm():
+            return ReverseDivergence(*operands, temperature=temperature, shared_vocab=shared, rows=rows)
+        case TidalTerm():
+            share = _at_aligned(_lambda(term.schedule, inputs), inputs, teacher)
+            return TidalDivergence(*operands, share, temperature=temperature, shared_vocab=shared, rows=rows)
+
+
+def _boundaries(terms: Sequence[ObjectiveTerm], inputs: ObjectiveInputs) -> Statistic | None:
+    """The student's boundary after each chunk whose next token is masked, if a term asks for it."""
+    teacher = inputs.teacher
+    is_wanted = any(
+        isinstance(term, ChunkTerm) and term.chunk_filter is not None and term.chunk_filter.debias
+        for term in terms
+    )
+    if not is_wanted or not isinstance(teacher, ChunkScores) or teacher.boundaries is None:
+        return None  # a term that misses its scores says so itself
+    place = teacher.boundaries.student_next
+    return BoundaryLogProbs(teacher.boundaries.begins_pretoken, rows=place[place >= 0])
+
+
+def _position_term(term: PositionTerm, inputs: ObjectiveInputs, read: Tensor) -> Tensor:
+    teacher = inputs.teacher
+    assert isinstance(teacher, HiddenScores | TopKScores)
+    divergence = (
+        read if isinstance(teacher, HiddenScores) else _sparse_divergence(term, inputs, teacher, read)
+    )
+    if isinstance(term, TidalTerm):
+        weight = timestep_weight(inputs.t, term.timestep_weight)
+        divergence = divergence * _at_aligned(weight, inputs, teacher)
+    return divergence.sum() / max(1, inputs.normalisers.masked_positions)
+
+
+def _sparse_divergence(
+    term: PositionTerm, inputs: ObjectiveInputs, teacher: TopKScores, student: Tensor
+) -> Tensor:
+    known = teacher.at(term.temperature)
+    scores = (student, known.log_probs, known.log_tail)
+    match term:
+        case ForwardKLTerm():
+            return sparse_forward_kl(*scores, temperature=term.temperature)
+        case ReverseKLTerm():
+            return sparse_reverse_kl(*scores, temperature=term.temperature)
+        case TidalTerm():
+            share = _at_aligned(_lambda(term.schedule, inputs), inputs, teacher)
+            return sparse_tidal_kl(*scores, share, temperature=term.temperature)
 
 
 def _cross_entropy_term(
@@ -357,9 +260,7 @@ def _cross_entropy_term(
             return weighted.sum() / _sequences(counts, term.normalisation)
 
 
-def _chunk_term(
-    term: AnyChunkTerm, inputs: ObjectiveInputs, token_lp: Tensor, slice_size: int | None
-) -> Tensor:
+def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, read: Readings) -> Tensor:
     """Filtered chunks add nothing; the mean is still over all active ones, whose number all trainers know."""
     teacher = inputs.teacher
     if not isinstance(teacher, ChunkScores):
@@ -372,10 +273,10 @@ def _chunk_term(
         )
     require_ids("teacher.chunk_row", teacher.chunk_row, inputs.t.shape[0])
     n_chunks = teacher.log_probs.shape[0]
-    student_lp = chunk_log_probs(token_lp[None], teacher.masked_chunk[None], n_chunks)[0]
+    student_lp = chunk_log_probs(read[TOKENS][None], teacher.masked_chunk[None], n_chunks)[0]
     scores, row = (student_lp, teacher.log_probs.to(student_lp.dtype)), teacher.chunk_row
     if term.chunk_filter is not None:
-        scores, row = _filtered(term.chunk_filter, scores, teacher, inputs, slice_size)
+        scores, row = _filtered(term.chunk_filter, scores, teacher, read)
     temperature, floor = term.temperature, term.probability_floor
     match term:
         case CalmTerm():
@@ -395,8 +296,7 @@ def _filtered(
     options: ChunkFilter,
     scores: tuple[Tensor, Tensor],
     teacher: ChunkScores,
-    inputs: ObjectiveInputs,
-    slice_size: int | None,
+    read: Readings,
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Student's and teacher's ``LP`` of the chunks that pass the filter, debiased if asked; their rows."""
     boundaries = teacher.boundaries
@@ -410,17 +310,8 @@ def _filtered(
     student_lp, teacher_lp, row = student_lp[kept], teacher_lp[kept], teacher.chunk_row[kept]
     if not options.debias:
         return (student_lp, teacher_lp), row
-    own = boundaries.visible_log_probs[kept].to(student_lp.dtype)
-    place = boundaries.student_next[kept]
-    is_masked = place >= 0
-    if bool(is_masked.any()):
-        masked = linear_boundary_log_probs(
-            inputs.student_hidden[place[is_masked]],
-            inputs.student_head,
-            boundaries.begins_pretoken,
-            slice_size=slice_size,
-        )
-        own = own.masked_scatter(is_masked, masked)
+    own = boundaries.visible_log_probs.to(student_lp.dtype)
+    own = own.masked_scatter(boundaries.student_next >= 0, read[BOUNDARIES])[kept]
     theirs = boundaries.teacher_log_probs[kept].to(teacher_lp.dtype)
     return (debias(student_lp, own), debias(teacher_lp, theirs)), row
 

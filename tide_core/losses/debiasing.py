@@ -7,20 +7,12 @@ chunk's likelihood by the probability that a pre-token boundary follows makes th
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, ShapeError
-from tide_core.losses.fused_linear import (
-    GradientSink,
-    RunningSoftmax,
-    resolved_slice_size,
-    slice_logits,
-    vocabulary_slices,
-)
+from tide_core.losses.head_pass import RunningSoftmax, Shelf, Statistic, statistics_of
 from tide_core.losses.validation import (
     accumulation_dtype,
     require_finite,
@@ -56,22 +48,15 @@ def linear_boundary_log_probs(
     is_boundary: Bool[Tensor, " vocab"],
     *,
     slice_size: int | None = None,
+    keep_bytes: int | None = None,
 ) -> Float[Tensor, " chunk"]:
     """The fused form of :func:`boundary_log_probs`, from hidden states; differentiable in both.
 
     Raises:
         ShapeError, InvalidInputError, NonFiniteError: as the plain form.
     """
-    if hidden.shape[1] != head.shape[1]:
-        raise ShapeError(
-            f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} do not fit", param="head"
-        )
-    _require_boundaries(is_boundary, head.shape[0])
-    log_probs: Tensor = _BoundaryLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, head, is_boundary, resolved_slice_size(slice_size, hidden)
-    )
-    require_finite("logits", log_probs)
-    return log_probs
+    statistic = BoundaryLogProbs(is_boundary)
+    return statistics_of(hidden, head, [statistic], slice_size=slice_size, keep_bytes=keep_bytes)[0]
 
 
 def debias(
@@ -109,31 +94,40 @@ def _require_boundaries(is_boundary: Tensor, vocab: int) -> None:
         raise InvalidInputError("no token of the vocabulary begins a pre-token", param="is_boundary")
 
 
-class _BoundaryLogProbs(torch.autograd.Function):
-    """``lse(z over the boundary ids) - lse(z)``; its gradient is the difference of the two softmaxes."""
+class BoundaryLogProbs(Statistic):
+    """``lse(z over the boundary ids) - lse(z)``; its gradient is the difference of the two softmaxes.
 
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, is_boundary: Tensor, slice_size: int) -> Tensor:
-        inside, everything = RunningSoftmax(hidden), RunningSoftmax(hidden)
-        for start, stop in vocabulary_slices(hidden.shape[0], head.shape[0], slice_size):
-            logits = slice_logits(hidden, head, start, stop)
-            inside.add(logits.masked_fill(~is_boundary[start:stop], float("-inf")))
-            everything.add(logits)
-        dtype = accumulation_dtype(hidden)
-        ctx.save_for_backward(
-            hidden, head, is_boundary, inside.log_total.to(dtype), everything.log_total.to(dtype)
-        )
-        ctx.slice_size = slice_size
-        return (inside.log_total - everything.log_total).to(dtype)
+    Args:
+        is_boundary: which ids begin a pre-token.
+        rows: the hidden states' rows; None for all.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad,) = grads
-        hidden, head, is_boundary, inside, everything = ctx.saved_tensors
-        sink = GradientSink(ctx, hidden, head)
-        for start, stop in vocabulary_slices(hidden.shape[0], head.shape[0], ctx.slice_size):
-            logits = slice_logits(hidden, head, start, stop)
-            share = (logits - inside[:, None]).exp_().mul_(is_boundary[start:stop])
-            share -= logits.sub_(everything[:, None]).exp_()
-            sink.add(share.mul_(grad[:, None]), start, stop)
-        return sink.hidden, sink.head, None, None
+    def __init__(self, is_boundary: Bool[Tensor, " vocab"], rows: Int[Tensor, " own"] | None = None) -> None:
+        super().__init__(rows)
+        self._is_boundary = is_boundary
+
+    def check(self, hidden: Tensor, head: Tensor) -> None:
+        """See :class:`Statistic`."""
+        _require_boundaries(self._is_boundary, head.shape[0])
+
+    def begin(self, rows: int, like: Tensor) -> None:
+        """See :class:`Statistic`."""
+        self._inside, self._everything = RunningSoftmax(rows, like), RunningSoftmax(rows, like)
+
+    def observe(self, logits: Tensor, start: int, shelf: Shelf) -> None:
+        """See :class:`Statistic`."""
+        is_boundary = self._is_boundary[start : start + logits.shape[1]]
+        self._inside.add(logits.masked_fill(~is_boundary, float("-inf")))
+        self._everything.add(logits)
+
+    def value(self, dtype: torch.dtype) -> Tensor:
+        """See :class:`Statistic`."""
+        return (self._inside.log_total - self._everything.log_total).to(dtype)
+
+    def gradient(self, logits: Tensor, start: int, shelf: Shelf, grad: Tensor) -> Tensor:
+        """See :class:`Statistic`."""
+        inside, everything = self._inside.log_total, self._everything.log_total
+        is_boundary = self._is_boundary[start : start + logits.shape[1]]
+        share = (logits - inside.to(logits.dtype)[:, None]).exp_().mul_(is_boundary)
+        share -= (logits - everything.to(logits.dtype)[:, None]).exp_()
+        return share.mul_(grad[:, None])

@@ -18,18 +18,21 @@ Sources: TIDE (arXiv 2604.26951) for the divergences; the data-processing inequa
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, ShapeError
-from tide_core.losses.fused_linear import (
-    GradientSink,
+from tide_core.losses.head_pass import (
     RunningSoftmax,
+    Shelf,
+    Statistic,
+    require_linear,
     resolved_slice_size,
-    slice_logits,
+    slice_product,
+    statistics_of,
     vocabulary_slices,
 )
 from tide_core.losses.kl import forward_kl, reverse_kl
@@ -101,6 +104,7 @@ def linear_bucket_log_probs(
     temperature: float,
     shared_vocab: int,
     slice_size: int | None = None,
+    keep_bytes: int | None = None,
 ) -> Float[Tensor, "masked outcome"]:
     """The fused form of :func:`bucket_log_probs` over the first ``shared_vocab`` ids, from hidden states.
 
@@ -109,16 +113,8 @@ def linear_bucket_log_probs(
         InvalidInputError: when an id or a setting is out of range.
         NonFiniteError: when a logit is NaN or infinite.
     """
-    require_temperature(temperature)
-    _require_buckets(hidden, head, ids, shared_vocab)
-    buckets: Tensor = _BucketLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden,
-        head,
-        ids.long(),
-        _Tiling(shared_vocab, temperature, resolved_slice_size(slice_size, hidden)),
-    )
-    require_finite("logits", buckets[:, :-1])
-    return buckets
+    statistic = BucketLogProbs(ids, temperature=temperature, shared_vocab=shared_vocab)
+    return statistics_of(hidden, head, [statistic], slice_size=slice_size, keep_bytes=keep_bytes)[0]
 
 
 def tail_candidates(
@@ -138,14 +134,15 @@ def tail_candidates(
     Raises:
         As :func:`linear_bucket_log_probs`.
     """
-    _require_buckets(hidden, head, ids, shared_vocab)
+    require_linear("hidden", hidden, "head", head)
+    _require_buckets(hidden.shape[0], head, ids, shared_vocab)
     size = resolved_slice_size(slice_size, hidden)
     kept = min(count, shared_vocab - ids.shape[1])
     best = hidden.new_empty((hidden.shape[0], 0), dtype=accumulation_dtype(hidden))
     best_ids = ids.new_empty((hidden.shape[0], 0), dtype=torch.int64)
     with torch.no_grad():
         for start, stop in vocabulary_slices(hidden.shape[0], shared_vocab, size):
-            logits = slice_logits(hidden, head, start, stop)
+            logits = slice_product(hidden, head, start, stop).to(best.dtype)
             row, _, column = _inside(ids, start, stop)
             logits[row, column] = float("-inf")
             here, place = logits.topk(min(kept, stop - start), dim=1)
@@ -252,12 +249,9 @@ def _nearest_tail(own_tail: Tensor, log_cap: Tensor, log_mass: Tensor) -> Tensor
     return filled.log() + mass
 
 
-def _require_buckets(hidden: Tensor, head: Tensor, ids: Tensor, shared_vocab: int) -> None:
-    if hidden.shape[1] != head.shape[1] or ids.shape[0] != hidden.shape[0]:
-        raise ShapeError(
-            f"hidden {tuple(hidden.shape)}, head {tuple(head.shape)} and ids {tuple(ids.shape)} do not fit",
-            param="ids",
-        )
+def _require_buckets(rows: int, head: Tensor, ids: Tensor, shared_vocab: int) -> None:
+    if ids.shape[0] != rows:
+        raise ShapeError(f"ids has {ids.shape[0]} rows, hidden {rows}", param="ids")
     if not 1 <= shared_vocab <= head.shape[0]:
         raise InvalidInputError(
             f"shared_vocab must lie in 1 .. {head.shape[0]}, got {shared_vocab}", param="shared_vocab"
@@ -271,43 +265,65 @@ def _inside(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]
     return row, place, ids[row, place] - start
 
 
-class _Tiling(NamedTuple):
-    shared_vocab: int
-    temperature: float
-    slice_size: int
+class BucketLogProbs(Statistic):
+    """``[z_k / T, lse(rest / T)] - lse(z / T)`` over the shared vocabulary: the ids' and the tail's.
 
+    Args:
+        ids: of each row, distinct; the outcomes that are told apart.
+        temperature: ``T > 0``.
+        shared_vocab: ids below this are the outcomes at all.
+        rows: the hidden states' rows that ``ids`` belongs to; None for all.
+    """
 
-class _BucketLogProbs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, ids: Tensor, tiling: _Tiling) -> Tensor:
-        dtype = accumulation_dtype(hidden)
-        top = hidden.new_zeros(ids.shape, dtype=dtype)
-        tail_side = RunningSoftmax(hidden)
-        for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
-            logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
-            row, place, column = _inside(ids, start, stop)
-            top[row, place] = logits[row, column]
-            logits[row, column] = float("-inf")
-            tail_side.add(logits)
-        tail = tail_side.log_total.to(dtype)
-        total = torch.logaddexp(tail, top.logsumexp(dim=1))
-        ctx.save_for_backward(hidden, head, ids, tail, total)
-        ctx.tiling = tiling
-        return torch.cat([top, tail[:, None]], dim=1) - total[:, None]
+    def __init__(
+        self,
+        ids: Int[Tensor, "own topk"],
+        *,
+        temperature: float,
+        shared_vocab: int,
+        rows: Int[Tensor, " own"] | None = None,
+    ) -> None:
+        require_temperature(temperature)
+        super().__init__(rows, shared_vocab)
+        self._ids = ids.long()
+        self._temperature = temperature
+        self._shared_vocab = shared_vocab
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, head, ids, tail, total = ctx.saved_tensors
-        tiling: _Tiling = ctx.tiling
-        sink = GradientSink(ctx, hidden, head)
+    def check(self, hidden: Tensor, head: Tensor) -> None:
+        """See :class:`Statistic`."""
+        rows = hidden if self.rows is None else self.rows
+        _require_buckets(rows.shape[0], head, self._ids, self._shared_vocab)
+
+    def begin(self, rows: int, like: Tensor) -> None:
+        """See :class:`Statistic`."""
+        self._top = like.new_zeros(self._ids.shape, dtype=accumulation_dtype(like))
+        self._tail_side = RunningSoftmax(rows, like)
+
+    def observe(self, logits: Tensor, start: int, shelf: Shelf) -> None:
+        """See :class:`Statistic`."""
+        logits = logits / self._temperature
+        row, place, column = _inside(self._ids, start, start + logits.shape[1])
+        self._top[row, place] = logits[row, column]
+        logits[row, column] = float("-inf")
+        self._tail_side.add(logits)
+
+    def value(self, dtype: torch.dtype) -> Tensor:
+        """See :class:`Statistic`."""
+        self._tail = self._tail_side.log_total.to(dtype)
+        self._total = torch.logaddexp(self._tail, self._top.logsumexp(dim=1))
+        return torch.cat([self._top, self._tail[:, None]], dim=1) - self._total[:, None]
+
+    def gradient(self, logits: Tensor, start: int, shelf: Shelf, grad: Tensor) -> Tensor:
+        """See :class:`Statistic`."""
+        logits = logits / self._temperature
+        row, place, column = _inside(self._ids, start, start + logits.shape[1])
+        tail_share = (logits - self._tail[:, None]).exp()
+        tail_share[row, column] = 0.0
         grad_sum = grad.sum(dim=1, keepdim=True)
-        for start, stop in vocabulary_slices(hidden.shape[0], tiling.shared_vocab, tiling.slice_size):
-            logits = slice_logits(hidden, head, start, stop).div_(tiling.temperature)
-            row, place, column = _inside(ids, start, stop)
-            tail_share = (logits - tail[:, None]).exp()
-            tail_share[row, column] = 0.0
-            grad_logits = grad[:, -1:] * tail_share - grad_sum * (logits - total[:, None]).exp_()
-            grad_logits[row, column] += grad[row, place]
-            sink.add(grad_logits.div_(tiling.temperature), start, stop)
-        return sink.hidden, sink.head, None, None
+        grad_logits = grad[:, -1:] * tail_share - grad_sum * (logits - self._total[:, None]).exp_()
+        grad_logits[row, column] += grad[row, place]
+        return grad_logits.div_(self._temperature)
+
+    def require_finite(self, value: Tensor, hidden: Tensor, head: Tensor) -> None:
+        """See :class:`Statistic`: an empty tail is no fault."""
+        super().require_finite(value[:, :-1], hidden, head)

@@ -19,6 +19,15 @@ def require_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def require_finite_result(name: str, result: Tensor, **sources: Tensor) -> None:
+    """Raise for a result that is not finite, naming the first source at fault, else ``name``."""
+    if bool(torch.isfinite(result).all()):
+        return
+    for source_name, source in sources.items():
+        require_finite(source_name, source)
+    require_finite(name, result)
+
+
 def require_same_shape(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
     """Raise :class:`ShapeError` unless both tensors have the same shape."""
     if tensor.shape != reference.shape:

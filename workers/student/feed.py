@@ -16,7 +16,7 @@ from tide_core.contracts.objective import (
 )
 from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import CompactLayout, compact_layout
-from tide_core.objective import Normalisers
+from tide_core.objective_inputs import Normalisers
 from workers.student.drawing import DrawnSample, Recipe
 from workers.student.matching import ChunkMatch, PositionMatch, match_chunks, match_positions
 

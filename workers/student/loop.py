@@ -17,7 +17,8 @@ from tide_core.contracts.states import Phase
 from tide_core.data.batches import BatchPlan, micro_batches
 from tide_core.masks.block_attention import compact_length
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.objective import Normalisers, Objective
+from tide_core.objective import Objective
+from tide_core.objective_inputs import Normalisers
 from tide_core.schedules.adaptive import advance
 from tide_core.schedules.tidal import tidal_lambda
 from workers.reporting.reporter import ProgressMeter, Reporter

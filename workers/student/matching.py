@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tide_core.contracts.errors import AlignmentError
 from tide_core.contracts.scores import ScoreResponse, TopKQuestion, ValueFormat, Want, value_format
-from tide_core.objective import ChunkBoundaries, ChunkScores, HiddenScores, TopKScores
+from tide_core.objective_inputs import ChunkBoundaries, ChunkScores, HiddenScores, TopKScores
 from workers.student.drawing import DrawnSample
 
 VISIBLE_NON_BOUNDARY = math.log(1e-7)

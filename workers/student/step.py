@@ -22,15 +22,8 @@ from tide_core.contracts.errors import NonFiniteError
 from tide_core.contracts.objective import ObjectiveTerm
 from tide_core.contracts.scores import ScoreResponse
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.objective import (
-    ChunkScores,
-    HiddenScores,
-    Normalisers,
-    Objective,
-    ObjectiveInputs,
-    ObjectiveOutput,
-    TopKScores,
-)
+from tide_core.objective import Objective, ObjectiveOutput
+from tide_core.objective_inputs import ChunkScores, HiddenScores, Normalisers, ObjectiveInputs, TopKScores
 from workers.student.collective import Collective
 from workers.student.feed import MicroBatch
 from workers.student.matching import ChunkMatch

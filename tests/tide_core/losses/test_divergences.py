@@ -15,9 +15,8 @@ from tide_core.losses.fused_linear import (
     linear_reverse_kl,
     linear_target_log_probs,
     linear_tidal_kl,
-    resolved_slice_size,
-    vocabulary_slices,
 )
+from tide_core.losses.head_pass import resolved_slice_size, vocabulary_slices
 from tide_core.losses.kl import forward_kl, reverse_kl
 from tide_core.losses.tidal import tidal_kl
 

@@ -25,12 +25,12 @@ from tide_core.contracts.objective import (
     expand_variant,
 )
 from tide_core.losses.sparse import top_k_of_logits
-from tide_core.objective import (
+from tide_core.objective import Objective
+from tide_core.objective_inputs import (
     ChunkBoundaries,
     ChunkScores,
     HiddenScores,
     Normalisers,
-    Objective,
     ObjectiveInputs,
     TopKScores,
 )

@@ -15,7 +15,7 @@ from tide_core.contracts.errors import AlignmentError
 from tide_core.contracts.objective import CalmTerm, CrossEntropyTerm, Pipeline, Variant
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, ScoreResponse
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.objective import ChunkScores, HiddenScores, Normalisers
+from tide_core.objective_inputs import ChunkScores, HiddenScores, Normalisers
 from workers.student.drawing import draw, recipe_for
 from workers.student.feed import collate
 from workers.student.loop import _micro_batches, _stepper

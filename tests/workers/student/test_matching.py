@@ -14,7 +14,7 @@ from tiny_runs import BEGINS_PRETOKEN, MASK, tiny_samples, tiny_spec
 from tide_core.contracts.errors import AlignmentError, InvalidInputError
 from tide_core.contracts.objective import CalmTerm, ChunkFilter, ForwardKLTerm, Pipeline, Variant
 from tide_core.contracts.scores import ScoreResponse, TopKQuestion, Want
-from tide_core.objective import TopKScores
+from tide_core.objective_inputs import TopKScores
 from workers.student.drawing import DrawnSample, Recipe, draw, recipe_for, wanted
 from workers.student.feed import collate
 from workers.student.matching import VISIBLE_NON_BOUNDARY, ChunkMatch, PositionMatch, match_positions
