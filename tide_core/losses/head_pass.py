@@ -28,6 +28,8 @@ CPU_SLICE_SIZE = 2**18
 """Default elements of one tile on a CPU: 1 MiB in float32, so that a tile stays in the cache."""
 ACCELERATOR_SLICE_SIZE = 2**24
 """Default on other devices: 64 MiB in float32, enough work for each kernel."""
+SLICE_MULTIPLE = 64
+"""Wide slices are a multiple of this: matrix products are faster on whole cache lines and tiles."""
 CPU_KEEP_BYTES = 2**26
 """Default bytes of logits kept for the backward pass on a CPU: 64 MiB."""
 ACCELERATOR_KEEP_BYTES = 2**29
@@ -258,7 +260,7 @@ class _GradientSink:
         self._hidden_sum = (
             torch.zeros_like(hidden, dtype=accumulation_dtype(hidden)) if ctx.needs_input_grad[0] else None
         )
-        self.head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        self.head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
 
     @property
     def hidden(self) -> Tensor | None:
@@ -267,20 +269,29 @@ class _GradientSink:
 
     def add(self, grad_logits: Tensor | None, start: int, stop: int) -> None:
         """Add what the logits of vocabulary ids ``start`` .. ``stop - 1`` contribute; None for nothing."""
-        if grad_logits is None:
-            return
         hidden, head = self._inputs
+        if grad_logits is None:
+            if self.head is not None:
+                self.head[start:stop] = 0.0
+            return
         with torch.autocast(hidden.device.type, enabled=False):
             grad_logits = grad_logits.to(hidden.dtype)
             if self._hidden_sum is not None:
                 self._hidden_sum += grad_logits @ head[start:stop].to(hidden.dtype)
-            if self.head is not None:
+            if self.head is None:
+                return
+            if head.dtype == hidden.dtype:
+                torch.mm(grad_logits.T, hidden, out=self.head[start:stop])
+            else:
                 self.head[start:stop] = (grad_logits.T @ hidden).to(head.dtype)
 
 
 def vocabulary_slices(rows: int, vocab: int, slice_size: int) -> Iterator[tuple[int, int]]:
     """Ranges of the vocabulary so that ``rows * (stop - start) <= slice_size`` (at least one id each)."""
-    width = min(vocab, max(1, slice_size // max(1, rows)))
+    width = slice_size // max(1, rows)
+    if width > SLICE_MULTIPLE:
+        width -= width % SLICE_MULTIPLE
+    width = min(vocab, max(1, width))
     return ((start, min(start + width, vocab)) for start in range(0, vocab, width))
 
 

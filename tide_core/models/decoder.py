@@ -25,7 +25,7 @@ from tide_core.contracts.job import Quantisation
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.configuration import DecoderConfig
 from tide_core.models.headers import CONFIG_NAME, read_config, read_headers
-from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm
+from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm, as_bias
 from tide_core.models.loading import (
     DEFAULT_SHARD_BYTES,
     check_tied_head,
@@ -238,7 +238,8 @@ class Decoder(nn.Module):
         hidden: Tensor = self.embedding(input_ids)
         width = torch.promote_types(hidden.dtype, torch.float32)
         cosines, sines = rotary_tables(position_ids, self.config.rotary, self.config.rotated_dim, width)
-        return hidden, LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), pattern, cache)
+        bias = as_bias(pattern, hidden)
+        return hidden, LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), bias, cache)
 
     def _through(self, layer: nn.Module, hidden: Tensor, context: LayerContext) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -19,12 +19,14 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from tide_core.models.cache import KeyValueCache
+from tide_core.models.gating import gated
 from tide_core.models.reading import ReadPlaces
 from tide_core.models.rotary import rotate
 
-# What ``attend`` takes: a boolean mask that broadcasts to [batch, head, query, key], a FlexAttention block
-# mask (the fast form on GPU), or None where every query may attend to every key.
-AttentionPattern = Bool[Tensor, "#batch 1 query key"] | BlockMask | None
+# What ``attend`` takes: a mask that broadcasts to [batch, head, query, key] (booleans, or what is added to
+# the scores), a FlexAttention block mask (the fast form on GPU), or None where every query may attend to
+# every key.
+AttentionPattern = Bool[Tensor, "#batch 1 query key"] | Float[Tensor, "#batch 1 query key"] | BlockMask | None
 
 # torch's own annotation is too vague to be called under strict checks.
 _FLEX_ATTENTION: Callable[..., Any] = cast(Any, flex_attention)
@@ -58,6 +60,18 @@ class RMSNorm(nn.Module):
 def _compiled_flex_attention() -> Callable[..., Any]:
     # Uncompiled it would hold the whole matrix of scores, which is what it is there to avoid.
     return torch.compile(_FLEX_ATTENTION)
+
+
+def as_bias(pattern: AttentionPattern, like: Tensor) -> AttentionPattern:
+    """A boolean mask as what is added to the scores, in the dtype that attention on ``like`` runs in.
+
+    Once a forward: of a boolean mask torch makes this again in every layer.
+    """
+    if not isinstance(pattern, Tensor):
+        return pattern
+    device = like.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    return torch.zeros_like(pattern, dtype=dtype).masked_fill_(~pattern, float("-inf"))
 
 
 def attend(
@@ -180,8 +194,7 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(width, hidden_size, bias=has_bias)
 
     def forward(self, hidden: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes hidden"]:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.down(gated(self.gate_up(hidden)))  # type: ignore[no-any-return]
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Views of the weights by the names ``<prefix>{gate,up,down}_proj.{weight,bias}``."""

@@ -2,9 +2,8 @@
 
 Which path computes the experts: on CUDA in bfloat16, where torch offers a grouped matrix product
 (``torch.nn.functional.grouped_mm``), one launch a projection over tokens sorted by expert; on the CPU, and in
-other dtypes, a loop over the experts that have tokens, each one matrix product over its own contiguous rows.
-(torch's CPU version of the grouped product is such a loop as well and was not reliably faster when measured.)
-Both sort the tokens the same way and give equal numbers.
+other dtypes, a loop over the experts that have tokens, each gathering its own rows, which then stay in the
+cache until they are added up. Both sort the tokens the same way and add a token's experts in the same order.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tide_core.models.gating import gated
 from tide_core.models.layers import GatedFeedForward
 
 
@@ -97,42 +97,60 @@ class Experts(nn.Module):
         experts: Int[Tensor, "token chosen"],
     ) -> Float[Tensor, "token hidden"]:
         """Weighted sum of each token's chosen experts, accumulated in the weights' precision."""
-        chosen = experts.shape[1]
         flat = experts.flatten()
+        # Sorted by expert, and within one by token.
         order = flat.argsort(stable=True)
         # Not bincount, whose shape depends on its input and would break a compiled graph.
         counts = flat.new_zeros(self.count).scatter_add_(0, flat, torch.ones_like(flat))
-        rows = tokens[order // chosen]
-        outputs = self.grouped(rows, counts) if uses_grouped_product(rows) else self.looped(rows, counts)
-        # Undo the sort, so that a token's experts lie together and are summed in a fixed order on every
-        # device.
-        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        per_token = outputs[ranks].view(len(tokens), chosen, rows.shape[-1])
-        mixed: Tensor = (per_token * weights[..., None]).sum(1)
-        return mixed.to(tokens.dtype)
+        mix = self.grouped if uses_grouped_product(tokens) else self.looped
+        return mix(tokens, weights.flatten()[order], order // experts.shape[1], counts)
 
     def looped(
-        self, rows: Float[Tensor, "row hidden"], counts: Int[Tensor, " expert"]
-    ) -> Float[Tensor, "row hidden"]:
-        """One pair of matrix products for every expert that has rows; ``rows`` are sorted by expert."""
+        self,
+        tokens: Float[Tensor, "token hidden"],
+        weights: Float[Tensor, " row"],
+        sources: Int[Tensor, " row"],
+        counts: Int[Tensor, " expert"],
+    ) -> Float[Tensor, "token hidden"]:
+        """One expert after the other, each on its own rows, so that they stay in the cache.
+
+        Args:
+            tokens: as in :meth:`forward`.
+            weights: of each pair of a token and an expert, sorted by expert.
+            sources: the pair's token.
+            counts: pairs of each expert.
+        """
         sizes = counts.tolist()
         used = [expert for expert, size in enumerate(sizes) if size]
-        parts = rows.split_with_sizes([sizes[expert] for expert in used]) if used else ()
-        outputs = []
-        for part, (gate_up, down) in zip(parts, self.matrices(used, rows.dtype), strict=True):
-            gate, up = functional.linear(part, gate_up).chunk(2, dim=-1)
-            outputs.append(functional.linear(functional.silu(gate) * up, down))
-        return torch.cat(outputs) if outputs else rows
+        kept = [sizes[expert] for expert in used]
+        mixed = tokens.new_zeros(tokens.shape, dtype=torch.promote_types(tokens.dtype, weights.dtype))
+        for rows, share, (gate_up, down) in zip(
+            sources.split_with_sizes(kept),
+            weights.split_with_sizes(kept),
+            self.matrices(used, tokens.dtype),
+            strict=True,
+        ):
+            active = gated(functional.linear(tokens.index_select(0, rows), gate_up))
+            # Expert by expert: a token's sum has a fixed order.
+            mixed.index_add_(0, rows, functional.linear(active, down) * share[:, None])
+        return mixed.to(tokens.dtype)
 
     def grouped(
-        self, rows: Float[Tensor, "row hidden"], counts: Int[Tensor, " expert"]
-    ) -> Float[Tensor, "row hidden"]:
-        """Two grouped matrix products over all experts at once; ``rows`` are sorted by expert."""
+        self,
+        tokens: Float[Tensor, "token hidden"],
+        weights: Float[Tensor, " row"],
+        sources: Int[Tensor, " row"],
+        counts: Int[Tensor, " expert"],
+    ) -> Float[Tensor, "token hidden"]:
+        """Two grouped matrix products over all experts at once; arguments as in :meth:`looped`."""
         ends = counts.cumsum(0).to(torch.int32)
-        gate_up, down = self.stacks(rows.dtype)
-        gate, up = functional.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        product: Tensor = functional.grouped_mm(functional.silu(gate) * up, down.transpose(1, 2), offs=ends)
-        return product
+        gate_up, down = self.stacks(tokens.dtype)
+        active = gated(functional.grouped_mm(tokens[sources], gate_up.transpose(1, 2), offs=ends))
+        outputs = functional.grouped_mm(active, down.transpose(1, 2), offs=ends) * weights[:, None]
+        # A stable sort brings a token's experts together in their order: summed as in the loop.
+        per_token = outputs[sources.argsort(stable=True)].view(len(tokens), -1, tokens.shape[-1])
+        mixed: Tensor = per_token.sum(1)
+        return mixed.to(tokens.dtype)
 
     def matrices(self, used: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         """``gate_up`` and ``down`` of the experts in ``used``, one after the other."""

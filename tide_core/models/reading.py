@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -34,9 +34,9 @@ class ReadPlaces:
         return values.transpose(1, 2).flatten(2).flatten(0, 1)[self.slot]
 
     def pattern(
-        self, mask: Bool[Tensor, "#batch 1 query key"] | None
-    ) -> Bool[Tensor, "batch 1 width key"] | None:
-        """The mask's rows of the places."""
+        self, mask: Float[Tensor, "#batch 1 query key"] | None
+    ) -> Float[Tensor, "batch 1 width key"] | None:
+        """The rows of the places of what is added to the scores."""
         if mask is None:
             return None
         batch = self.columns.shape[0]

@@ -147,8 +147,38 @@ def rotate(
     cosines: Float[Tensor, "batch seq 1 half"],
     sines: Float[Tensor, "batch seq 1 half"],
 ) -> Float[Tensor, "batch seq head dim"]:
-    """Rotate the first ``2 * half`` dimensions of every head; the rest pass unchanged."""
+    """Rotate the first ``2 * half`` dimensions of every head; the rest pass unchanged.
+
+    Differentiable in the heads alone; the backward pass is the rotation back.
+    """
+    turned: Tensor = _Rotation.apply(heads, cosines, sines)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """Written out because autograd's own way through slices and a join takes thrice the memory traffic."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines, sines)
+        ctx.dtype = heads.dtype
+        return _rotated(heads, cosines, sines)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        cosines, sines = ctx.saved_tensors
+        return _rotated(grad, cosines, -sines).to(ctx.dtype), None, None
+
+
+def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     half = cosines.shape[-1]
-    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
-    turned = (first * cosines - second * sines, second * cosines + first * sines)
-    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)
+    sizes = (half, half, heads.shape[-1] - 2 * half)
+    dtype = torch.promote_types(heads.dtype, cosines.dtype)
+    result = torch.empty(heads.shape, dtype=dtype, device=heads.device)
+    first, second, rest = heads.split_with_sizes(sizes, dim=-1)
+    new_first, new_second, new_rest = result.split_with_sizes(sizes, dim=-1)
+    new_first.copy_(first).mul_(cosines).sub_(second * sines)
+    new_second.copy_(second).mul_(cosines).add_(first * sines)
+    new_rest.copy_(rest)
+    return result

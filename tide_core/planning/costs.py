@@ -3,7 +3,7 @@
 Floating-point operations are counted as torch's counter counts them: two for each multiply-add of a matrix
 product, attention included, nothing for element-wise kernels. Those cost memory traffic instead: each reads
 and writes whole tensors. The counts of numbers read and written below follow the modules' own lines
-(:mod:`tide_core.models.layers`, :mod:`tide_core.models.mixture`, :mod:`tide_core.losses.fused_linear`).
+(:mod:`tide_core.models.layers`, :mod:`tide_core.models.mixture`, :mod:`tide_core.losses.head_pass`).
 """
 
 from __future__ import annotations

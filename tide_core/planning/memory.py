@@ -20,10 +20,12 @@ GPU_RUNTIME_BYTES = 2 * 2**30
 """A CUDA context, its libraries' workspaces and what the allocator cannot use."""
 ENGINE_BATCH_TOKENS = {False: 4096, True: 32_768}
 """Token budget of a replica's forward, by whether it is on a GPU: as `EngineSettings.for_device`."""
-ENGINE_SLICES = {False: (512, 8192), True: (4096, 32_768)}
+ENGINE_SLICES = {False: (512, 512), True: (4096, 32_768)}
 """Rows and vocabulary entries of a replica's LM head at a time, likewise."""
 LOSS_SLICE = {False: 2**18, True: 2**24}
-"""Logits that a fused loss holds at a time, by device: as `fused_linear`."""
+"""Logits in one tile of the loss, by device: as `head_pass`."""
+KEPT_LOGITS = {False: 2**26, True: 2**29}
+"""Most bytes of logits that the loss keeps for its backward pass, likewise."""
 _LOSS_TILES = 4
 """Tiles of that size alive at once: student, teacher, their difference, its gradient."""
 
@@ -106,7 +108,7 @@ def trainer_memory(
     trainers: int,
     is_sharded: bool,
     is_checkpointed: bool,
-    loss_terms: int,
+    kept_logits: float,
     teacher_head: int,
     prefetched: float,
 ) -> ProcessMemory:
@@ -123,7 +125,7 @@ def trainer_memory(
         is_sharded: weights, gradients and moments lie in parts on the trainers (FSDP2); a layer's are
             gathered while it is used, and the embedding's and the LM head's throughout.
         is_checkpointed: whether layers are recomputed in the backward pass.
-        loss_terms: passes over the LM head that each give it a gradient.
+        kept_logits: bytes of logits that the loss keeps for its backward pass.
         teacher_head: numbers of the teacher's LM head held by the trainer.
         prefetched: bytes of steps drawn and answered ahead, on the host.
     """
@@ -138,7 +140,7 @@ def trainer_memory(
         MemoryPart(name="optimiser", bytes=8 * held),
         MemoryPart(name="activations", bytes=round(_activations(shape, tokens, precision, is_checkpointed))),
         MemoryPart(name="attention mask", bytes=round(mask * (1 + WIDTH[precision]))),
-        MemoryPart(name="LM head", bytes=round(4 * shape.head * max(1, loss_terms) + tiles)),
+        MemoryPart(name="LM head", bytes=round(4 * shape.head + tiles + kept_logits)),
     ]
     if is_sharded:
         gathered = 2 * shape.layer_matrices(0) / shape.layers + shape.head
@@ -161,7 +163,7 @@ def kept_numbers(shape: ModelShape) -> tuple[float, float]:
     always = 4.0 * shape.hidden
     own = 2.0 * shape.hidden  # what the two projections after the norms read
     own += 2.0 * turned + 2.0 * shape.key_width + shape.query_width  # projected, turned, values, mixed
-    own += 4.0 * shape.feed_forward
+    own += 3.0 * shape.feed_forward  # gate and up, and what the last projection reads
     if shape.has_qk_norm:
         own += turned
     return always, own

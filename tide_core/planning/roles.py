@@ -79,8 +79,8 @@ class Step:
         return self.batch * (asked + self.row_bytes * float(self.sizes.teacher_masked.mean()))
 
     @cached_property
-    def head_gradients(self) -> int:
-        """Passes over the student's LM head that each give it a gradient."""
+    def head_statistics(self) -> int:
+        """What the pass over the student's LM head reads of it: one value a row and statistic."""
         terms = [term for term in self.spec.objective if term.weight > 0]
         tokens = any(isinstance(term, CrossEntropyTerm | ChunkTerm) for term in terms)
         return int(tokens) + sum(isinstance(term, PositionTerm) for term in terms)
@@ -166,7 +166,7 @@ class TrainerRole:
             trainers=trainers,
             is_sharded=self.is_sharded,
             is_checkpointed=spec.hyperparameters.activation_checkpointing,
-            loss_terms=step.head_gradients,
+            kept_logits=sum(self._kept_logits(masked)),
             teacher_head=step.teacher.head if holds_head and step.teacher is not None else 0,
             prefetched=ahead * (token + answer + question),
         )
@@ -179,21 +179,44 @@ class TrainerRole:
         return replace(self, step=replace(self.step, spec=spec))
 
     def _loss(self, masked: float) -> Work:
-        """The terms at the masked rows: two passes over the slices, and the gradients of rows and head."""
+        """The terms at the masked rows: one pass over the LM head forward, and one backward."""
         step, student = self.step, self.step.student
         width = costs.WIDTH[self.precision]
         one = costs.head_product(masked, student.vocab, student.hidden, width)
-        size = memory.LOSS_SLICE[self.kind.is_accelerator]
-        passes = 2.0 * costs.sliced_kernels(masked, student.vocab, size)
-        # Scores, and in the backward scores again, the gradient of the rows, the gradient of the head.
-        total = one.times(4.0 * step.head_gradients) + Work(kernels=passes * step.head_gradients)
-        position_terms = [t for t in step.spec.objective if isinstance(t, PositionTerm) and t.weight > 0]
+        own_again, theirs_again = self._multiplied_again(masked)
+        # Scores, the gradient of the rows, the gradient of the head, and the scores that were not kept.
+        products = replace(one, elementwise_bytes=0.0).times(3.0 + own_again)
+        passing = Work(elementwise_bytes=4.0 * one.elementwise_bytes * step.head_statistics)
+        kernels = 2.0 * costs.sliced_kernels(
+            masked, student.vocab, memory.LOSS_SLICE[self.kind.is_accelerator]
+        )
+        total = products + passing + Work(kernels=kernels * step.head_statistics)
         if step.want is Want.HIDDEN and step.teacher is not None:
             theirs = costs.head_product(masked, step.shared_vocab, step.teacher.hidden, width)
-            total = total + theirs.times(2.0 * len(position_terms))
+            total = total + theirs.times((1.0 + theirs_again) * len(self._position_terms))
         if step.want is Want.TOP_K:  # the student's own likeliest ids
-            total = total + one.times(float(len(position_terms)))
-        return total + Work(elementwise_bytes=12.0 * student.head * step.head_gradients)
+            total = total + one.times(float(len(self._position_terms)))
+        return total + Work(elementwise_bytes=12.0 * student.head)
+
+    @property
+    def _position_terms(self) -> list[PositionTerm]:
+        terms = self.step.spec.objective
+        return [term for term in terms if isinstance(term, PositionTerm) and term.weight > 0]
+
+    def _kept_logits(self, masked: float) -> tuple[float, float]:
+        """Bytes that are kept of the student's and of the teacher's logits, as `head_pass` does."""
+        width, room = costs.WIDTH[self.precision], float(memory.KEPT_LOGITS[self.kind.is_accelerator])
+        compared = len(self._position_terms) if self.step.want is Want.HIDDEN else 0
+        theirs = min(room, compared * masked * self.step.shared_vocab * width)
+        return min(room - theirs, masked * self.step.student.vocab * width), theirs
+
+    def _multiplied_again(self, masked: float) -> tuple[float, float]:
+        """Shares of the student's and of the teacher's logits that the backward pass must compute again."""
+        width = costs.WIDTH[self.precision]
+        own, theirs = self._kept_logits(masked)
+        compared = len(self._position_terms) * self.step.shared_vocab
+        own_share = own / max(1.0, masked * self.step.student.vocab * width)
+        return 1.0 - own_share, 1.0 - theirs / max(1.0, masked * compared * width)
 
     def _exposed_exchange(self, trainers: int, micro_batches: int, one: Work) -> float:
         """Seconds of exchange between trainers that their own work does not hide.

@@ -48,7 +48,7 @@ class EngineSettings:
     max_batch_tokens: int = 4096
     max_queued_tokens: int = 262_144
     row_slice: int = 512
-    vocab_slice: int = 8192
+    vocab_slice: int = 512
     threads: int | None = None
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.models import mixture
 from tide_core.models.mixture import Experts, Router
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModel
 from tide_core.models.teachers.wedlm import WeDLMModel
@@ -175,19 +176,22 @@ def test_the_bias_moves_the_choice_and_not_the_weight(moe_config: Callable[..., 
     torch.testing.assert_close(weights.sum(-1), torch.full((5,), 2.5))
 
 
-def test_looped_and_grouped_experts_agree() -> None:
+def test_looped_and_grouped_experts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     experts = Experts(6, 16, 24)
     torch.nn.init.normal_(experts.gate_up, std=0.3)
     torch.nn.init.normal_(experts.down, std=0.3)
-    counts = torch.tensor([3, 0, 5, 1, 0, 7])
-    rows = torch.randn(16, 16)
-    looped, grouped = experts.looped(rows, counts), experts.grouped(rows, counts)
+    tokens = torch.randn(8, 16, requires_grad=True)
+    weights = torch.rand(8, 2, requires_grad=True)
+    # Experts 1 and 4 have no token.
+    chosen = torch.tensor([[0, 2], [5, 0], [2, 5], [3, 2], [5, 2], [0, 5], [2, 5], [5, 3]])
+    looped = experts(tokens, weights, chosen)
+    monkeypatch.setattr(mixture, "uses_grouped_product", lambda rows: True)
+    grouped = experts(tokens, weights, chosen)
     torch.testing.assert_close(looped, grouped, atol=1e-6, rtol=1e-5)
     upstream = torch.randn_like(looped)
-    gradients = [
-        torch.autograd.grad(out, [experts.gate_up, experts.down], upstream) for out in (looped, grouped)
-    ]
+    inputs = [experts.gate_up, experts.down, tokens, weights]
+    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (looped, grouped)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
@@ -261,4 +265,5 @@ def test_other_configurations_are_refused(moe_config: Callable[..., LLaDA2MoeCon
 
 def test_no_tokens_are_no_trouble() -> None:
     experts = Experts(3, 8, 4)
-    assert experts.looped(torch.zeros(0, 8), torch.zeros(3, dtype=torch.long)).shape == (0, 8)
+    chosen = torch.zeros(0, 2, dtype=torch.long)
+    assert experts(torch.zeros(0, 8), torch.zeros(0, 2), chosen).shape == (0, 8)

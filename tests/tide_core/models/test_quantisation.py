@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError
 from tide_core.contracts.job import Quantisation
 from tide_core.contracts.teacher import bits_per_weight
+from tide_core.models import mixture
 from tide_core.models.dense import DenseConfig, DenseDecoder
 from tide_core.models.fingerprint import fingerprint
 from tide_core.models.mixture import Experts
@@ -124,7 +125,9 @@ def test_quantising_twice_changes_nothing_more() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_modules_compute_with_the_restored_weights(kind: Quantisation) -> None:
+def test_modules_compute_with_the_restored_weights(
+    kind: Quantisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     linear = nn.Linear(40, 9)
     inputs = torch.randn(2, 3, 40)
     layer = QuantisedLinear(linear, kind, "linear")
@@ -137,10 +140,14 @@ def test_modules_compute_with_the_restored_weights(kind: Quantisation) -> None:
     with torch.no_grad():
         experts.gate_up.copy_(torch.stack([_round_trip(m, kind) for m in experts.gate_up]))
         experts.down.copy_(torch.stack([_round_trip(m, kind) for m in experts.down]))
-    rows, counts = torch.randn(7, 40), torch.tensor([2, 0, 4, 0, 1])
-    torch.testing.assert_close(quantised.looped(rows, counts), experts.looped(rows, counts))
-    rows = rows.bfloat16()
-    torch.testing.assert_close(quantised.grouped(rows, counts), experts.bfloat16().grouped(rows, counts))
+    tokens, weights = torch.randn(4, 40), torch.rand(4, 2)
+    chosen = torch.tensor([[0, 2], [2, 4], [0, 2], [4, 2]])
+    torch.testing.assert_close(quantised(tokens, weights, chosen), experts(tokens, weights, chosen))
+    monkeypatch.setattr(mixture, "uses_grouped_product", lambda rows: True)
+    tokens = tokens.bfloat16()
+    torch.testing.assert_close(
+        quantised(tokens, weights, chosen), experts.bfloat16()(tokens, weights, chosen)
+    )
 
 
 def _round_trip(matrix: Tensor, kind: Quantisation) -> Tensor:

@@ -18,11 +18,14 @@ from tide_core.contracts.job import NoiseSpec, ResolvedJobSpec
 from tide_core.contracts.objective import CompDemoContext, FullContext, Pipeline, Variant
 from tide_core.contracts.plan import DataExpectations
 from tide_core.contracts.scores import Layout, Want
-from tide_core.losses.fused_linear import (
+from tide_core.losses.fused_linear import TargetLogProbs, TidalDivergence
+from tide_core.losses.head_pass import (
+    ACCELERATOR_KEEP_BYTES,
     ACCELERATOR_SLICE_SIZE,
+    CPU_KEEP_BYTES,
     CPU_SLICE_SIZE,
-    linear_target_log_probs,
-    linear_tidal_kl,
+    Statistic,
+    statistics_of,
 )
 from tide_core.masks.block_attention import compact_layout
 from tide_core.models.quantisation import memory_bytes, quantise_layer
@@ -145,22 +148,29 @@ def test_products_of_a_training_step_are_those_that_torch_counts(name: str, is_c
     assert planned - again == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_products_of_the_losses_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_products_of_the_losses_are_those_that_torch_counts(is_kept: bool) -> None:
     draws = torch.Generator().manual_seed(1)
     rows, vocab, hidden, theirs = 7, 60, 16, 24
     head = torch.randn(vocab, hidden, generator=draws, requires_grad=True)
     states = torch.randn(rows, hidden, generator=draws, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
-        linear_target_log_probs(states, head, torch.arange(rows), slice_size=100).sum().backward()
-    own = costs.head_product(rows, vocab, hidden, 4).flops
-    assert counter.get_total_flops() == 4 * own
     teacher = torch.randn(rows, theirs, generator=draws), torch.randn(vocab, theirs, generator=draws)
-    share = torch.full((rows,), 0.5)
-    with FlopCounterMode(display=False) as counter:
-        linear_tidal_kl(
-            states, head, *teacher, share, temperature=2.0, shared_vocab=vocab, slice_size=100
-        ).sum().backward()
-    assert counter.get_total_flops() == 4 * own + 2 * costs.head_product(rows, vocab, theirs, 4).flops
+    keep_bytes = None if is_kept else 0
+    again = 0 if is_kept else 1
+
+    def counted(*statistics: Statistic) -> int:
+        with FlopCounterMode(display=False) as counter:
+            values = statistics_of(states, head, statistics, slice_size=100, keep_bytes=keep_bytes)
+            torch.stack(values).sum().backward()
+        return counter.get_total_flops()
+
+    own = costs.head_product(rows, vocab, hidden, 4).flops
+    tokens = TargetLogProbs(torch.arange(rows))
+    tidal = TidalDivergence(*teacher, torch.full((rows,), 0.5), temperature=2.0, shared_vocab=vocab)
+    other = costs.head_product(rows, vocab, theirs, 4).flops
+    assert counted(tokens) == (3 + again) * own
+    # The student's logits are shared by all statistics.
+    assert counted(TargetLogProbs(torch.arange(rows)), tidal) == (3 + again) * own + (1 + again) * other
 
 
 def kept_bytes(model: Any, ids: Tensor, mask: Tensor) -> int:
@@ -216,6 +226,7 @@ def test_constants_of_the_workers_are_the_planners() -> None:
         assert memory.ENGINE_BATCH_TOKENS[is_accelerator] == settings.max_batch_tokens
         assert memory.ENGINE_SLICES[is_accelerator] == (settings.row_slice, settings.vocab_slice)
     assert memory.LOSS_SLICE == {False: CPU_SLICE_SIZE, True: ACCELERATOR_SLICE_SIZE}
+    assert memory.KEPT_LOGITS == {False: CPU_KEEP_BYTES, True: ACCELERATOR_KEEP_BYTES}
 
 
 def spec_of(layout: Layout, *, has_views: bool) -> ResolvedJobSpec:
