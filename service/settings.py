@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -21,6 +23,15 @@ ENV_CONFIG = "TIDE_CONFIG"
 """Environment variable that names the settings file (TOML or YAML)."""
 
 
+class Authentication(StrEnum):
+    """What clients must show."""
+
+    OFF = "off"
+    """Nothing: whoever reaches the port may do everything."""
+    TOKENS = "tokens"
+    """A token (`tide tokens`)."""
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; each field is also `TIDE_<FIELD>` and a key of the settings file."""
 
@@ -32,6 +43,15 @@ class Settings(BaseSettings):
     """Address that the control plane listens on."""
     port: int = Field(default=8700, ge=0, le=65535)
     """Port that the control plane listens on; 0 picks a free one."""
+    authentication: Authentication = Authentication.OFF
+    """`tokens`: the REST interface and the page want a token (`tide tokens create`); `off`: nothing, for
+    127.0.0.1 alone."""
+    allow_unauthenticated: bool = False
+    """Listen on another address than loopback with `authentication` off: whoever reaches the port may do
+    everything."""
+    bootstrap_token: SecretStr | None = None
+    """A first token, with the role editor, under the name `bootstrap`: `tide_` and 43 or more letters and
+    digits."""
     data_dir: Path = Path(".tide")
     """Folder of the embedded default: database, storage, logs, token of the local Ray head."""
     database_url: str | None = None
@@ -100,6 +120,11 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, *_file_sources(settings_cls))
 
     @property
+    def is_exposed(self) -> bool:
+        """Whether others than this machine's users may reach the control plane, and need no token."""
+        return self.authentication is Authentication.OFF and not _is_loopback(self.host)
+
+    @property
     def resolved_database_url(self) -> str:
         """The database URL with the default filled in."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.resolve() / 'tide.db'}"
@@ -119,6 +144,13 @@ class Settings(BaseSettings):
     def node_labels(self, purpose: Purpose) -> dict[str, str]:
         """Labels that a node must carry to run what is for this purpose; empty where any node will do."""
         return labels_for(purpose) if self.place_by_purpose else {}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _file_sources(settings_cls: type[BaseSettings]) -> tuple[PydanticBaseSettingsSource, ...]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,6 +20,7 @@ from service.models import repository as models
 from service.teachers import repository as teachers
 from service.teachers.endpoints import teacher_object
 from service.web import views
+from tide_core.contracts.errors import TideError
 
 FOLDER = Path(__file__).parent
 PAGE_LENGTH = 50
@@ -31,6 +32,18 @@ def install(app: FastAPI) -> None:
     """Add the page and its static files to the application."""
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     app.include_router(router)
+
+
+def is_page(path: str) -> bool:
+    """Whether a person opens this path in a browser, which cannot send a token along."""
+    return path == "/" or path.startswith("/ui/jobs/")
+
+
+def sign_in_page(request: Request, error: TideError) -> Response:
+    """Asks for a token; the page then fetches itself with it (static/tide.js)."""
+    headers = {"WWW-Authenticate": "Bearer"}
+    context = {"message": error.message}
+    return templates.TemplateResponse(request, "sign_in.html", context, status_code=401, headers=headers)
 
 
 @router.get("/")
