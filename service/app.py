@@ -64,7 +64,7 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
     tracing = Tracing("tide-control-plane", settings.tracing_endpoint)
     reconciler = None if compute is None else Reconciler(database, compute, settings, tracing)
     app.state.context = AppContext(settings, database, compute, reconciler, tracing)
-    if settings.authentication is Authentication.TOKENS:
+    if settings.authentication != Authentication.OFF:
         app.add_middleware(AuthenticationMiddleware, database=database, refusal=_refusal)
     app.add_middleware(RequestContextMiddleware, tracing=tracing)
     install_error_handlers(app)
@@ -94,7 +94,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if context.settings.migrate_on_start:
         await upgrade(context.database)
     bootstrap_token = context.settings.bootstrap_token
-    if context.settings.authentication is Authentication.TOKENS and bootstrap_token is not None:
+    if context.settings.authentication != Authentication.OFF and bootstrap_token is not None:
         async with context.database.write() as session:
             await register_bootstrap(session, bootstrap_token.get_secret_value())
     task = None if context.reconciler is None else asyncio.create_task(context.reconciler.run())

@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     @property
     def is_exposed(self) -> bool:
         """Whether others than this machine's users may reach the control plane, and need no token."""
-        return self.authentication is Authentication.OFF and not _is_loopback(self.host)
+        return self.authentication == Authentication.OFF and not _is_loopback(self.host)
 
     @property
     def resolved_database_url(self) -> str:

@@ -89,11 +89,11 @@ def bearer_token(request: Request) -> str:
     return token.strip()
 
 
-def _posted_by(request: Request) -> str | None:
+def _current_caller(request: Request) -> Caller | None:
     caller = getattr(request.state, "caller", None)
     assert caller is None or isinstance(caller, Caller)
-    return None if caller is None else caller.name
+    return caller
 
 
-PostedBy = Annotated[str | None, Depends(_posted_by)]
-"""Name of the token that came with the request; None where authentication is off."""
+CurrentCaller = Annotated[Caller | None, Depends(_current_caller)]
+"""Who sent the request; None where authentication is off."""

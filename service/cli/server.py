@@ -203,7 +203,7 @@ def _listening(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
     """A bound socket, and the settings with its real port.
 
     Raises:
-        InvalidInputError: the address is taken or is not this machine's, or others may reach it without a token.
+        InvalidInputError: the address is taken or is not this machine's, or strangers may reach it.
     """
     _check_exposure(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -227,9 +227,9 @@ def _check_exposure(settings: Settings) -> None:
         return
     if not settings.allow_unauthenticated:
         raise InvalidInputError(
-            f"With authentication=off whoever reaches {settings.host}:{settings.port} could post, read and cancel "
-            "jobs. Set TIDE_AUTHENTICATION=tokens (and make a token with `tide tokens create`), listen on "
-            "127.0.0.1, or, where something else keeps strangers away, say so with TIDE_ALLOW_UNAUTHENTICATED=true.",
+            f"With authentication=off whoever reaches {settings.host}:{settings.port} could post, read and "
+            "cancel jobs. Set TIDE_AUTHENTICATION=tokens (`tide tokens create` makes one), listen on "
+            "127.0.0.1, or, where something else keeps strangers away, set TIDE_ALLOW_UNAUTHENTICATED=true.",
             code="authentication_off",
             param="authentication",
         )

@@ -1,4 +1,4 @@
-"""`tide tokens`: who may use the interface. Works on the database, so it runs where the control plane runs."""
+"""`tide tokens`: who may use the interface. Works on the database, next to the control plane."""
 
 from __future__ import annotations
 

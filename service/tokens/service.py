@@ -74,8 +74,8 @@ async def create(session: AsyncSession, name: str, role: Role, lifetime: timedel
     row = _columns(name, token, role, now, None if lifetime is None else now + lifetime)
     if await upsert(session, ApiTokenRow, [row], update=()) == 0:
         raise ConflictError(
-            f"There is a token '{name}' already (`tide tokens list`); the names of revoked tokens stay taken, "
-            "so that a job's posted_by means one token.",
+            f"There is a token '{name}' already (`tide tokens list`); the names of revoked tokens stay "
+            "taken, so that a job's posted_by means one token.",
             code="token_name_taken",
             param="name",
         )
@@ -144,6 +144,12 @@ async def identify(database: Database, token: str) -> Caller:
         async with database.write() as session:
             await repository.touch(session, row.name, now, unless_since=now - _USE_NOTED_EVERY)
     return Caller(row.name, row.role)
+
+
+async def is_valid(session: AsyncSession, caller: Caller) -> bool:
+    """Whether the token that a caller came with has neither expired nor been revoked since."""
+    row = await repository.get(session, caller.name)
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > utc_now())
 
 
 def check_role(caller: Caller, method: str) -> None:

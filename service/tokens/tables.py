@@ -21,7 +21,7 @@ class Role(StrEnum):
 
 
 class ApiTokenRow(Base):
-    """A bearer token. Its name stays taken when it is revoked, so that a job's `posted_by` means one token."""
+    """A bearer token. Revoked, it keeps its name, so that a job's `posted_by` means one token."""
 
     __tablename__ = "api_tokens"
     __table_args__ = (Index("uq_api_tokens_token_hash", "token_hash", unique=True),)
