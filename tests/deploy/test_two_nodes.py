@@ -55,7 +55,7 @@ def spec(release: Release) -> dict[str, Any]:
 
 
 def post(release: Release, spec: dict[str, Any]) -> str:
-    answer = httpx.post(f"{release.url}/v1/jobs", json=spec, timeout=20)
+    answer = httpx.post(f"{release.url}/v1/jobs", json=spec, headers=release.user(), timeout=20)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
