@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 from tide_core.contracts.placement import Purpose, labels_for
+from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 
 ENV_CONFIG = "TIDE_CONFIG"
 """Environment variable that names the settings file (TOML or YAML)."""
@@ -82,6 +83,12 @@ class Settings(BaseSettings):
     `teacher`, `trainer` or `preparation` (`ray start --labels`; the chart's worker groups do)."""
     teacher_start_timeout_seconds: float = Field(default=1800.0, gt=0)
     """How long a job waits for its teacher to become ready before it fails."""
+    score_deadline_seconds: float = Field(default=DEFAULT_SCORE_DEADLINE_SECONDS, gt=0)
+    """How long a trainer asks a teacher that does not answer, before its attempt ends and the job waits
+    without holding trainers."""
+    teacher_loss_timeout_seconds: float = Field(default=21_600.0, gt=0)
+    """How long a job may go on without its teacher's answers, once the teacher went away under it, before it
+    fails; until then such losses use up none of its attempts."""
     pause_timeout_seconds: float = Field(default=120.0, gt=0)
     """How long a trainer may take to save and end when its job is paused."""
     max_active_jobs: int = Field(default=16, ge=1)
