@@ -14,6 +14,7 @@ from service.api.authentication import AuthenticationMiddleware, bearer_scheme
 from service.api.dependencies import AppContext
 from service.api.errors import error_response, error_responses_beside_text, install_error_handlers
 from service.api.request_id import RequestContextMiddleware
+from service.auth.service import UnauthorizedError
 from service.datasets.endpoints import router as datasets_router
 from service.db.migrate import upgrade
 from service.db.session import Database
@@ -85,7 +86,9 @@ def _resources() -> APIRouter:
 
 
 def _refusal(request: Request, error: TideError) -> Response:
-    return sign_in_page(request, error) if is_page(request.url.path) else error_response(error)
+    if isinstance(error, UnauthorizedError) and is_page(request.url.path):
+        return sign_in_page(request)
+    return error_response(error)
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,6 @@ from service.models import repository as models
 from service.teachers import repository as teachers
 from service.teachers.endpoints import teacher_object
 from service.web import views
-from tide_core.contracts.errors import TideError
 
 FOLDER = Path(__file__).parent
 PAGE_LENGTH = 50
@@ -39,11 +38,10 @@ def is_page(path: str) -> bool:
     return path == "/" or path.startswith("/ui/jobs/")
 
 
-def sign_in_page(request: Request, error: TideError) -> Response:
-    """Asks for a token; the page then fetches itself with it (static/tide.js)."""
+def sign_in_page(request: Request) -> Response:
+    """Asks for a token; the page then fetches itself with it (static/session.js)."""
     headers = {"WWW-Authenticate": "Bearer"}
-    context = {"message": error.message}
-    return templates.TemplateResponse(request, "sign_in.html", context, status_code=401, headers=headers)
+    return templates.TemplateResponse(request, "sign_in.html", status_code=401, headers=headers)
 
 
 @router.get("/")

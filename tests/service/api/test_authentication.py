@@ -100,6 +100,8 @@ async def test_no_route_answers_without_a_token(app: FastAPI, client: httpx.Asyn
 async def test_what_is_no_route_is_closed_too(client: httpx.AsyncClient) -> None:
     for path in ("/nowhere", "/v1/", "/v1/jobs/", "//v1/jobs", "/V1/jobs", "/internal/v2/x", "/staticx"):
         assert (await client.get(path)).status_code == 401, path
+    for path in ("/static/%2e%2e/v1/jobs", "/internal/v1/%2e%2e/%2e%2e/v1/jobs", "/static/../index.html"):
+        assert (await client.get(path)).status_code in (401, 404), path
 
 
 async def test_a_refused_request_is_not_read(client: httpx.AsyncClient) -> None:
@@ -170,6 +172,7 @@ async def test_a_viewer_reads_and_nothing_else(
         error = _error(answer)
         assert (error["code"], error["type"]) == ("role_not_allowed", "permission_error")
         assert "'reader'" in error["message"]
+    assert (await client.post("/", headers=viewer)).status_code == 403
     (only,) = (await client.get("/v1/jobs", headers=viewer)).json()["data"]
     assert (only["id"], only["status"]) == (job_id, "queued")
 
