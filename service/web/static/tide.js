@@ -116,7 +116,8 @@ async function* readMessages(response) {
 
 async function followEvents(list) {
   let last = "";
-  for (;;) {
+  let isOver = false;
+  while (!isOver) {
     try {
       const headers = last ? { "last-event-id": last } : {};
       const response = await fetchSignedIn(list.dataset.stream, { headers });
@@ -124,12 +125,12 @@ async function followEvents(list) {
       for await (const message of response.ok ? readMessages(response) : []) {
         last = message.id || last;
         if (message.event === "message") appendEvent(list, JSON.parse(message.data));
-        if (message.event === "done") return;
+        isOver ||= message.event === "done"; // the server ends the stream with it
       }
     } catch {
       // The connection broke: go on after the last event.
     }
-    await new Promise((resolve) => setTimeout(resolve, REFRESH_MILLISECONDS));
+    if (!isOver) await new Promise((resolve) => setTimeout(resolve, REFRESH_MILLISECONDS));
   }
 }
 
