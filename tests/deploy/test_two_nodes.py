@@ -104,6 +104,12 @@ def test_ray_answers_its_token_alone(release: Release) -> None:
     assert httpx.get(f"{release.dashboard}/api/jobs/", headers=release.token(), timeout=10).status_code == 200
 
 
+def test_clients_show_the_token_of_the_secret(release: Release) -> None:
+    assert httpx.get(f"{release.url}/v1/jobs", timeout=10).status_code == 401
+    (job, *_) = release.get("/v1/jobs")["data"]
+    assert job["posted_by"] == "bootstrap"
+
+
 def test_the_object_store_is_in_shared_memory(release: Release) -> None:
     for pod in release.pods:
         assert "object store is using" not in pod.log.read_text(), pod.name
