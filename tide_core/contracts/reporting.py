@@ -42,7 +42,12 @@ class AttemptBrief(Contract):
     """The lease, when this phase may ask the teacher."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that this phase's processes may run on; empty is any node."""
-    score_deadline_seconds: float = Field(default=DEFAULT_SCORE_DEADLINE_SECONDS, gt=0)
+    score_deadline_seconds: float = Field(
+        default=DEFAULT_SCORE_DEADLINE_SECONDS,
+        gt=0,
+        # Workers of running jobs may be of the version before, which refuses fields that it does not know.
+        exclude_if=lambda seconds: seconds == DEFAULT_SCORE_DEADLINE_SECONDS,
+    )
     """How long a teacher may leave a question unanswered before the attempt ends."""
     last_sequence: int = 0
     """Highest report sequence number already stored for this attempt and phase."""
