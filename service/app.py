@@ -7,11 +7,14 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import structlog
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.responses import Response
 
+from service.api.authentication import AuthenticationMiddleware, bearer_scheme
 from service.api.dependencies import AppContext
-from service.api.errors import install_error_handlers
+from service.api.errors import error_response, error_responses_beside_text, install_error_handlers
 from service.api.request_id import RequestContextMiddleware
+from service.auth.service import UnauthorizedError
 from service.datasets.endpoints import router as datasets_router
 from service.db.migrate import upgrade
 from service.db.session import Database
@@ -22,9 +25,12 @@ from service.models.endpoints import router as models_router
 from service.observability.endpoints import router as observability_router
 from service.orchestrator.compute import Compute
 from service.orchestrator.reconciler import Reconciler
-from service.settings import Settings
+from service.settings import Authentication, Settings
 from service.teachers.endpoints import router as teachers_router
+from service.tokens.service import register_bootstrap
 from service.web.endpoints import install as install_web
+from service.web.endpoints import is_page, sign_in_page
+from tide_core.contracts.errors import TideError
 from tide_core.tracing import Tracing
 
 API_VERSION = "1"
@@ -59,6 +65,8 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
     tracing = Tracing("tide-control-plane", settings.tracing_endpoint)
     reconciler = None if compute is None else Reconciler(database, compute, settings, tracing)
     app.state.context = AppContext(settings, database, compute, reconciler, tracing)
+    if settings.authentication != Authentication.OFF:
+        app.add_middleware(AuthenticationMiddleware, database=database, refusal=_refusal)
     app.add_middleware(RequestContextMiddleware, tracing=tracing)
     install_error_handlers(app)
     resources = _resources()
@@ -71,10 +79,16 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
 
 
 def _resources() -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(dependencies=[Depends(bearer_scheme)], responses=error_responses_beside_text(401, 403))
     for part in (jobs_router, events_router, teachers_router, datasets_router, models_router):
         router.include_router(part)
     return router
+
+
+def _refusal(request: Request, error: TideError) -> Response:
+    if isinstance(error, UnauthorizedError) and is_page(request.url.path):
+        return sign_in_page(request)
+    return error_response(error)
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +96,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: AppContext = app.state.context
     if context.settings.migrate_on_start:
         await upgrade(context.database)
+    bootstrap_token = context.settings.bootstrap_token
+    if context.settings.authentication != Authentication.OFF and bootstrap_token is not None:
+        async with context.database.write() as session:
+            await register_bootstrap(session, bootstrap_token.get_secret_value())
     task = None if context.reconciler is None else asyncio.create_task(context.reconciler.run())
     log.info(
         "control_plane.started",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -16,9 +18,19 @@ from pydantic_settings import (
 )
 
 from tide_core.contracts.placement import Purpose, labels_for
+from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 
 ENV_CONFIG = "TIDE_CONFIG"
 """Environment variable that names the settings file (TOML or YAML)."""
+
+
+class Authentication(StrEnum):
+    """What clients must show."""
+
+    OFF = "off"
+    """Nothing: whoever reaches the port may do everything."""
+    TOKENS = "tokens"
+    """A token (`tide tokens`)."""
 
 
 class Settings(BaseSettings):
@@ -32,6 +44,15 @@ class Settings(BaseSettings):
     """Address that the control plane listens on."""
     port: int = Field(default=8700, ge=0, le=65535)
     """Port that the control plane listens on; 0 picks a free one."""
+    authentication: Authentication = Authentication.OFF
+    """`tokens`: the REST interface and the page want a token (`tide tokens create`); `off`: nothing, for
+    127.0.0.1 alone."""
+    allow_unauthenticated: bool = False
+    """Listen on another address than loopback with `authentication` off: whoever reaches the port may do
+    everything."""
+    bootstrap_token: SecretStr | None = None
+    """A first token, with the role editor, under the name `bootstrap`: `tide_` and 43 or more letters and
+    digits."""
     data_dir: Path = Path(".tide")
     """Folder of the embedded default: database, storage, logs, token of the local Ray head."""
     database_url: str | None = None
@@ -62,6 +83,12 @@ class Settings(BaseSettings):
     `teacher`, `trainer` or `preparation` (`ray start --labels`; the chart's worker groups do)."""
     teacher_start_timeout_seconds: float = Field(default=1800.0, gt=0)
     """How long a job waits for its teacher to become ready before it fails."""
+    score_deadline_seconds: float = Field(default=DEFAULT_SCORE_DEADLINE_SECONDS, gt=0)
+    """How long a trainer asks a teacher that does not answer, before its attempt ends and the job waits
+    without holding trainers."""
+    teacher_loss_timeout_seconds: float = Field(default=21_600.0, gt=0)
+    """How long a job may go on without its teacher's answers, once the teacher went away under it, before it
+    fails; until then such losses use up none of its attempts."""
     pause_timeout_seconds: float = Field(default=120.0, gt=0)
     """How long a trainer may take to save and end when its job is paused."""
     max_active_jobs: int = Field(default=16, ge=1)
@@ -100,6 +127,11 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, *_file_sources(settings_cls))
 
     @property
+    def is_exposed(self) -> bool:
+        """Whether others than this machine's users may reach the control plane, and need no token."""
+        return self.authentication == Authentication.OFF and not _is_loopback(self.host)
+
+    @property
     def resolved_database_url(self) -> str:
         """The database URL with the default filled in."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.resolve() / 'tide.db'}"
@@ -119,6 +151,13 @@ class Settings(BaseSettings):
     def node_labels(self, purpose: Purpose) -> dict[str, str]:
         """Labels that a node must carry to run what is for this purpose; empty where any node will do."""
         return labels_for(purpose) if self.place_by_purpose else {}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _file_sources(settings_cls: type[BaseSettings]) -> tuple[PydanticBaseSettingsSource, ...]:

@@ -324,6 +324,11 @@ PAGES = {
                 "short",
                 {"{{role}}": "max by (role) (tide_leader_lease_fencing)"},
             ),
+            Panel(
+                "Requests refused for their token",
+                "reqps",
+                {"{{code}}": "sum by (code) (rate(tide_authentication_failures_total[5m]))"},
+            ),
         ),
     ),
 }

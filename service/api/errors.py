@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from service.auth.service import UnauthorizedError
 from service.orchestrator.compute import ComputeUnavailableError
+from service.tokens.service import ForbiddenError
 from tide_core.contracts.errors import ConflictError, InvalidInputError, NotFoundError, TideError
 
 log = structlog.get_logger(__name__)
@@ -25,8 +26,8 @@ class ErrorBody(BaseModel):
     message: str
     """One or two sentences for a person: what is wrong and what to do about it."""
     type: str
-    """Kind of the failure: `invalid_request_error`, `authentication_error`, `conflict_error`,
-    `not_found_error` or `server_error`."""
+    """Kind of the failure: `invalid_request_error`, `authentication_error`, `permission_error`,
+    `conflict_error`, `not_found_error` or `server_error`."""
     param: str | None = None
     """Dotted path of the field at fault, if there is one."""
     code: str
@@ -41,6 +42,7 @@ class ErrorEnvelope(BaseModel):
 
 _STATUS: tuple[tuple[type[TideError], int, str], ...] = (
     (UnauthorizedError, 401, "authentication_error"),
+    (ForbiddenError, 403, "permission_error"),
     (NotFoundError, 404, "not_found_error"),
     (ConflictError, 409, "conflict_error"),
     (InvalidInputError, 422, "invalid_request_error"),
@@ -83,6 +85,11 @@ def envelope(
 
 def _on_tide_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TideError)
+    return error_response(error)
+
+
+def error_response(error: TideError) -> JSONResponse:
+    """The answer to an expected failure."""
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
             headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import httpx
 
 from service.cli.instance import data_folder, read_instance
-from tide_core.contracts.errors import TideError
+from tide_core.contracts.errors import InvalidInputError, TideError
 
+ENV_TOKEN = "TIDE_TOKEN"
+"""Environment variable with the token that a control plane may want; no flag, since flags show in `ps`."""
 DEFAULT_URL = "http://127.0.0.1:8700"
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
@@ -38,7 +41,7 @@ class StreamMessage:
 
 
 class ControlPlane:
-    """A client; use it as a context manager.
+    """A client; use it as a context manager. It shows the token in `TIDE_TOKEN`, where there is one.
 
     Args:
         url: address; None takes the one that `tide up` wrote into the data folder.
@@ -47,7 +50,13 @@ class ControlPlane:
 
     def __init__(self, url: str | None = None, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = (url or _found_url()).rstrip("/")
-        self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False, transport=transport)
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers=_authorization(),
+            timeout=_TIMEOUT,
+            trust_env=False,
+            transport=transport,
+        )
 
     def __enter__(self) -> ControlPlane:
         return self
@@ -117,6 +126,18 @@ class ControlPlane:
         )
 
 
+def _authorization() -> dict[str, str]:
+    token = os.environ.get(ENV_TOKEN, "").strip()
+    if not token:
+        return {}
+    if not token.isascii() or any(letter.isspace() for letter in token):
+        raise InvalidInputError(
+            f"{ENV_TOKEN} holds no token: one begins with 'tide_' and has letters, digits, _ and - alone.",
+            param=ENV_TOKEN,
+        )
+    return {"Authorization": f"Bearer {token}"}
+
+
 def _found_url() -> str:
     instance = read_instance(data_folder())
     return instance.url if instance else DEFAULT_URL
@@ -129,11 +150,20 @@ def _given(params: Mapping[str, str | int | None]) -> dict[str, str | int]:
 def _refusal(answer: httpx.Response) -> TideError:
     try:
         error = answer.json()["error"]
-        return ControlPlaneError(error["message"], code=error["code"], param=error.get("param"))
+        message = error["message"]
+        if answer.status_code == 401:
+            message = f"{message} {_what_was_sent()}"
+        return ControlPlaneError(message, code=error["code"], param=error.get("param"))
     except (ValueError, KeyError, TypeError):
         return ControlPlaneError(
             f"The server at {answer.url.host} answered {answer.status_code}, not in Tide's form: is it Tide?"
         )
+
+
+def _what_was_sent() -> str:
+    if os.environ.get(ENV_TOKEN, "").strip():
+        return f"(The token that was sent is the one in {ENV_TOKEN}.)"
+    return f"(Set {ENV_TOKEN} to a token.)"
 
 
 def _messages(lines: Iterator[str]) -> Iterator[StreamMessage]:

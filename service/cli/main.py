@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import jobs, plan, teachers
+from service.cli import jobs, plan, teachers, tokens
 from service.cli.failures import clear_errors
 from service.cli.options import Output, OutputOption
 
@@ -47,8 +47,9 @@ def build_app(invoked: str | None) -> typer.Typer:
     app.command("doctor")(_doctor)
     app.add_typer(jobs.app, name="jobs")
     app.command("teachers")(teachers.list_teachers)
+    app.add_typer(tokens.app, name="tokens")
     app.command("plan")(plan.plan_job)
-    known = {"up", "serve", "down", "doctor", "jobs", "teachers", "plan"}
+    known = {"up", "serve", "down", "doctor", "jobs", "teachers", "tokens", "plan"}
     if invoked not in known:
         _add_plugins(app)
     return app

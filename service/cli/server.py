@@ -203,8 +203,9 @@ def _listening(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
     """A bound socket, and the settings with its real port.
 
     Raises:
-        InvalidInputError: the address is taken or is not this machine's.
+        InvalidInputError: the address is taken or is not this machine's, or strangers may reach it.
     """
+    _check_exposure(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     port = settings.port or _last_port(settings.data_dir)
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -219,6 +220,20 @@ def _listening(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
                 param="port",
             ) from None
         yield listener, settings.model_copy(update={"port": listener.getsockname()[1]})
+
+
+def _check_exposure(settings: Settings) -> None:
+    if not settings.is_exposed:
+        return
+    if not settings.allow_unauthenticated:
+        raise InvalidInputError(
+            f"With authentication=off whoever reaches {settings.host}:{settings.port} could post, read and "
+            "cancel jobs. Set TIDE_AUTHENTICATION=tokens (`tide tokens create` makes one), listen on "
+            "127.0.0.1, or, where something else keeps strangers away, set TIDE_ALLOW_UNAUTHENTICATED=true.",
+            code="authentication_off",
+            param="authentication",
+        )
+    log.warning("authentication.off", host=settings.host)
 
 
 def _last_port(folder: Path) -> int:

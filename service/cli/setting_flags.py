@@ -14,6 +14,11 @@ from pydantic.fields import FieldInfo
 from service.settings import ENV_CONFIG, Settings
 from tide_core.contracts.errors import InvalidInputError
 
+_SECRETS = frozenset(
+    name for name, info in Settings.model_fields.items() if info.annotation == SecretStr | None
+)
+"""Settings whose values are never shown."""
+
 
 def with_setting_flags(run: Callable[[Settings], None], name: str, text: str) -> Callable[..., None]:
     """A command that takes every setting as an option and calls ``run`` with the outcome.
@@ -52,7 +57,8 @@ def read_settings(config: str | None, flags: dict[str, Any]) -> Settings:
         if first["type"] == "extra_forbidden":
             message = f"There is no setting '{field}'; `tide up --help` lists them."
         else:
-            message = f"{field}: {first['msg']} (got {first['input']!r})."
+            given = "" if field in _SECRETS else f" (got {first['input']!r})"
+            message = f"{field}: {first['msg']}{given}."
         raise InvalidInputError(message, code="bad_setting", param=field) from None
     except (OSError, ValueError) as error:
         raise InvalidInputError(
@@ -73,8 +79,7 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     if info.annotation is bool:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text)
         return _keyword(name, Annotated[bool | None, option])
-    is_secret = info.annotation == SecretStr | None
-    option = typer.Option(flag, help=text, metavar="SECRET" if is_secret else "VALUE")
+    option = typer.Option(flag, help=text, metavar="SECRET" if name in _SECRETS else "VALUE")
     return _keyword(name, Annotated[str | None, option])
 
 

@@ -10,6 +10,7 @@ from service.events import tables as event_tables
 from service.jobs import tables as job_tables
 from service.models import tables as model_tables
 from service.teachers import tables as teacher_tables
+from service.tokens import tables as token_tables
 
 TABLE_MODULES = (
     auth_tables,
@@ -19,5 +20,6 @@ TABLE_MODULES = (
     leader_tables,
     model_tables,
     teacher_tables,
+    token_tables,
 )
 metadata = Base.metadata

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from sse_starlette.sse import EventSourceResponse
 
+from service.api.authentication import CurrentCaller
 from service.api.dependencies import Context, JobId, ReadSession
 from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import Limit, Page, page_of
@@ -43,6 +44,7 @@ async def list_events(
 )
 async def stream_events(
     context: Context,
+    caller: CurrentCaller,
     job_id: JobId,
     after: AfterEvent = 0,
     last_event_id: Annotated[
@@ -52,12 +54,15 @@ async def stream_events(
     """The job's events as they happen.
 
     Messages without a name are events (their `id` is the event's); `progress` carries the job's latest
-    progress; `done` comes last, when the job has ended and every event was sent.
+    progress; `done` comes last, when the job has ended and every event was sent. A stream whose token
+    expires or is revoked ends without it.
     """
     start = after if last_event_id is None else _event_id(last_event_id)
     async with context.database.read() as session:
         await jobs.get(session, job_id)
-    stream = JobEventStream(context.database, job_id, start, context.settings.events_poll_seconds)
+    stream = JobEventStream(
+        context.database, job_id, start, context.settings.events_poll_seconds, caller=caller
+    )
     return EventSourceResponse(
         stream.messages(),
         ping=context.settings.events_heartbeat_seconds,

@@ -12,6 +12,8 @@ from sse_starlette.event import ServerSentEvent
 from service.db.session import Database
 from service.events import repository
 from service.jobs import repository as jobs
+from service.tokens import service as tokens
+from service.tokens.service import Caller
 from tide_core.contracts.event import Event
 from tide_core.contracts.states import TERMINAL_STATES, JobState
 
@@ -21,20 +23,34 @@ _BATCH = 200
 class JobEventStream:
     """Looks for new events now and then, until the job has ended and all its events were sent.
 
+    A caller whose token ended meanwhile gets no more.
+
     Each look is a short transaction of its own: an open stream holds no connection.
     """
 
-    def __init__(self, database: Database, job_id: str, after: int, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        job_id: str,
+        after: int,
+        poll_seconds: float,
+        *,
+        caller: Caller | None = None,
+    ) -> None:
         self._database = database
         self._job_id = job_id
         self._after = after
         self._poll_seconds = poll_seconds
+        self._caller = caller
         self._progress: dict[str, Any] | None = None
 
     async def messages(self) -> AsyncIterator[ServerSentEvent]:
         """The messages: events, progress whenever it changed, and `done` at the end."""
         while True:
-            events, progress, state = await self._look()
+            found = await self._look()
+            if found is None:
+                return
+            events, progress, state = found
             for event in events:
                 self._after = event.id
                 yield ServerSentEvent(data=event.model_dump_json(), id=str(event.id))
@@ -48,8 +64,10 @@ class JobEventStream:
                 return
             await asyncio.sleep(self._poll_seconds)
 
-    async def _look(self) -> tuple[list[Event], dict[str, Any] | None, JobState]:
+    async def _look(self) -> tuple[list[Event], dict[str, Any] | None, JobState] | None:
         async with self._database.read() as session:
+            if self._caller is not None and not await tokens.is_valid(session, self._caller):
+                return None
             # The state is read first: a job seen as ended has all its events written already.
             job = await jobs.get(session, self._job_id)
             rows = await repository.page(session, self._job_id, after=self._after, limit=_BATCH)

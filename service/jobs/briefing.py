@@ -32,6 +32,7 @@ async def attempt_brief(session: AsyncSession, job: JobRow, phase: Phase, settin
         prepared=prepared,
         teacher=await _teacher(session, job, spec, phase),
         node_labels=settings.node_labels(purpose_of(phase)),
+        score_deadline_seconds=settings.score_deadline_seconds,
         last_sequence=0 if run is None else run.last_sequence,
     )
 

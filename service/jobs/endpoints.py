@@ -8,6 +8,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 from fastapi.responses import PlainTextResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service.api.authentication import CurrentCaller
 from service.api.dependencies import Context, JobId, ReadSession, WriteSession
 from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import After, Limit, Page, page_of
@@ -44,10 +45,13 @@ async def create_job(
     response: Response,
     afterwards: BackgroundTasks,
     spec: JobSpec,
+    caller: CurrentCaller,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Ask for a distillation. The spec is checked as far as the server can see before it is accepted."""
-    submitted = await service.submit(context.database, spec, idempotency_key)
+    submitted = await service.submit(
+        context.database, spec, idempotency_key, posted_by=None if caller is None else caller.name
+    )
     response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
     if submitted.is_new:
         afterwards.add_task(context.wake_reconciler)

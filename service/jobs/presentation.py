@@ -44,6 +44,7 @@ def job_object(job: JobRow, model: ModelRow | None) -> Job:
         dataset=job.prepared_hash,
         model=model_object(model),
         result=job.result,
+        posted_by=job.posted_by,
         metadata=spec.metadata,
         spec=RepeatableSpec(**{name: value for name, value in spec if name != "variant"}),
     )

@@ -84,6 +84,8 @@ class Job(Shown):
     """The exported student, once there is one."""
     result: dict[str, Any] | None
     """Report of the evaluation, once done."""
+    posted_by: str | None
+    """Name of the token that the job was posted with; null while authentication is off."""
     metadata: dict[str, str]
     spec: RepeatableSpec
     """The job spec with every default written out: posting it again repeats the job."""

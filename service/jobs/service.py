@@ -33,7 +33,9 @@ class Submitted:
     """False when an idempotency key led to the job of an earlier post."""
 
 
-async def submit(database: Database, spec: JobSpec, key: str | None) -> Submitted:
+async def submit(
+    database: Database, spec: JobSpec, key: str | None, posted_by: str | None = None
+) -> Submitted:
     """Accept a job: check it, resolve it, store it with its first event.
 
     An earlier post with the same key is looked up before the checks (its files may be gone by now) and once
@@ -43,6 +45,7 @@ async def submit(database: Database, spec: JobSpec, key: str | None) -> Submitte
         database: where jobs are kept.
         spec: the request.
         key: the client's idempotency key.
+        posted_by: name of the client's token, where authentication is on.
 
     Raises:
         InvalidInputError: the spec cannot work; nothing is stored.
@@ -58,7 +61,8 @@ async def submit(database: Database, spec: JobSpec, key: str | None) -> Submitte
     resolved = await asyncio.to_thread(preflight.accept, spec)
     try:
         async with database.write() as session:
-            return Submitted(await _store(session, spec, resolved, key, body_hash), is_new=True)
+            job = await _store(session, spec, resolved, key, body_hash, posted_by=posted_by)
+            return Submitted(job, is_new=True)
     except _KeyTakenError:
         assert key is not None
         async with database.read() as session:
@@ -86,7 +90,13 @@ async def _earlier(session: AsyncSession, key: str, body_hash: str) -> JobRow | 
 
 
 async def _store(
-    session: AsyncSession, spec: JobSpec, resolved: ResolvedJobSpec, key: str | None, body_hash: str
+    session: AsyncSession,
+    spec: JobSpec,
+    resolved: ResolvedJobSpec,
+    key: str | None,
+    body_hash: str,
+    *,
+    posted_by: str | None,
 ) -> JobRow:
     now = utc_now()
     job = JobRow(
@@ -99,6 +109,7 @@ async def _store(
         created_at=now,
         updated_at=now,
         traceparent=current_traceparent(),
+        posted_by=posted_by,
     )
     session.add(job)
     await session.flush()

@@ -63,6 +63,8 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     traceparent: Mapped[str | None] = mapped_column(String(64))
     """W3C trace context of the request that posted it, where tracing is on."""
+    posted_by: Mapped[str | None] = mapped_column(String(64))
+    """Name of the token that came with the request, where authentication is on."""
 
 
 class AttemptRow(Base):

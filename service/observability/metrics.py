@@ -50,6 +50,12 @@ LOOK_SECONDS = _histogram(
     "Duration of the reconciler's looks at all jobs and pools.",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+AUTHENTICATION_FAILURES = _counter(
+    "tide_authentication_failures_total",
+    "Requests refused for their token: token_missing, token_unknown, token_revoked, token_expired, or "
+    "role_not_allowed.",
+    "code",
+)
 ACTIONS = _counter("tide_reconciler_actions_total", "Actions that the reconciler carried out.", "action")
 
 

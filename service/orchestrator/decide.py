@@ -5,8 +5,8 @@ The rules in short:
 - SQL says what should be; the cluster only says how far it got. A cluster that does not answer is waited for.
 - A phase is one submission. Its outcome is what its worker reported; a submission that ended or vanished
   without a report is lost, and a lost attempt is followed by the next one, from the last checkpoint.
-- The job's own failures use up `max_attempts`; losses by the platform (a node, the cluster) do not, but are
-  retried more slowly.
+- The job's own failures use up `max_attempts`; losses by the platform (a node, the cluster, the teacher) do
+  not, but are retried more slowly. Without its teacher a job goes on for a bounded time.
 - A job holds a lease on its teacher exactly while a phase needs it.
 """
 
@@ -33,7 +33,7 @@ from service.orchestrator.compute import (
     SubmissionState,
     SubmissionStatus,
 )
-from tide_core.contracts.reporting import NODE_LOST
+from tide_core.contracts.reporting import NODE_LOST, TEACHER_AWAY
 from tide_core.contracts.states import JobState, Phase
 
 RESUMED = "the job was paused and is resumed"
@@ -71,6 +71,8 @@ class JobSnapshot:
     Attributes:
         attempt_age_seconds, state_age_seconds: time in the present attempt and state.
         platform_losses: attempts lost without the job's fault.
+        teacher_away_seconds: time since the last step, where the newest attempts ended for want of the
+            teacher's answers; else 0.
         training_needs_teacher, evaluation_needs_teacher, is_evaluated: from the spec.
         phases: of the present attempt.
     """
@@ -81,6 +83,7 @@ class JobSnapshot:
     own_failures: int = 0
     max_attempts: int = 3
     platform_losses: int = 0
+    teacher_away_seconds: float = 0.0
     attempt_age_seconds: float = 0.0
     state_age_seconds: float = 0.0
     training_needs_teacher: bool = True
@@ -128,6 +131,8 @@ class Limits:
 
     teacher_start: float = 1800.0
     """For a pool to become ready."""
+    teacher_loss: float = 21_600.0
+    """For a teacher that went away under a job to answer again."""
     pause: float = 120.0
     """For a trainer to save and end after it was asked to."""
     longest_backoff: float = 60.0
@@ -263,6 +268,9 @@ def _await_teacher(job: JobSnapshot, observed: Observed, limits: Limits) -> Acti
     said = teacher.message or "no message from its replicas"
     if teacher.status is ApplicationStatus.FAILED:
         return Fail("teacher_failed_to_start", f"The teacher cannot start: {said}")
+    if job.teacher_away_seconds > 0:  # it answered before, so its start is not what is to be bounded
+        reason = observed.teacher_unplaced or f"the teacher is {teacher.status}: {said}"
+        return _given_up(job, reason, limits) or Wait(reason)
     if observed.teacher_waited_seconds > limits.teacher_start:
         waited = f"{observed.teacher_waited_seconds:.0f} s"
         if observed.teacher_unplaced is not None:
@@ -280,7 +288,7 @@ def _work(
     known = job.phase(phase)
     match known.ending:
         case PhaseOutcome.FAILED:
-            return _after_failure(job, known, retry_in)
+            return _after_failure(job, known, retry_in, limits)
         case PhaseOutcome.STOPPED | PhaseOutcome.LOST | PhaseOutcome.FINISHED:
             # FINISHED without its outcome (a preparation that names no data set) is no end to build on.
             return NextAttempt(f"the {phase} phase ended early", counts=False, target=retry_in)
@@ -302,12 +310,28 @@ def _submit_or_back_off(job: JobSnapshot, phase: Phase, limits: Limits) -> Actio
     return Submit(phase)
 
 
-def _after_failure(job: JobSnapshot, known: PhaseSnapshot, retry_in: JobState | None) -> Action:
+def _after_failure(
+    job: JobSnapshot, known: PhaseSnapshot, retry_in: JobState | None, limits: Limits
+) -> Action:
     if not known.is_retryable:
         return Fail(known.error_code, known.error_message)
     if known.error_code == NODE_LOST:
         return NextAttempt(known.error_message, counts=False, target=retry_in)
+    if known.error_code in TEACHER_AWAY:
+        again = NextAttempt(known.error_message, counts=False, target=retry_in)
+        return _given_up(job, known.error_message, limits) or again
     return _own_failure(job, known.error_code, known.error_message, retry_in)
+
+
+def _given_up(job: JobSnapshot, reason: str, limits: Limits) -> Fail | None:
+    """The end of a job that went on without its teacher for too long."""
+    if job.teacher_away_seconds <= limits.teacher_loss:
+        return None
+    return Fail(
+        "teacher_lost",
+        f"The teacher went away and has not answered for {job.teacher_away_seconds:.0f} s, longer than "
+        f"teacher_loss_timeout_seconds ({limits.teacher_loss:.0f}). Last: {reason}",
+    )
 
 
 def _own_failure(job: JobSnapshot, code: str, message: str, retry_in: JobState | None) -> Action:

@@ -67,7 +67,9 @@ class Reconciler:
         self._is_stopping = False
         self._looked_at = utc_now()
         self._limits = Limits(
-            teacher_start=settings.teacher_start_timeout_seconds, pause=settings.pause_timeout_seconds
+            teacher_start=settings.teacher_start_timeout_seconds,
+            teacher_loss=settings.teacher_loss_timeout_seconds,
+            pause=settings.pause_timeout_seconds,
         )
 
     @property

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.events.tables import EventRow
-from service.jobs.tables import AttemptRow, JobRow, PhaseRunRow
+from service.jobs.tables import AttemptRow, JobRow, MetricRow, PhaseOutcome, PhaseRunRow
 from service.orchestrator.decide import RESUMED, JobSnapshot, PhaseSnapshot
 from service.orchestrator.pools import LeasedReplicas, PoolSnapshot
 from service.teachers import repository as teachers
 from service.teachers.tables import LeaseRow, TeacherRow
 from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.reporting import TEACHER_AWAY
 from tide_core.contracts.states import ACTIVE_STATES, TERMINAL_STATES, JobState, Phase
 from tide_core.contracts.teacher import TeacherPool, phase_needs_teacher
 
@@ -40,19 +41,23 @@ async def of_job(session: AsyncSession, job: JobRow, *, now: datetime) -> JobSna
     spec = ResolvedJobSpec.model_validate(job.spec)
     lease = await teachers.lease_of(session, job.id)
     attempt = await session.get(AttemptRow, (job.id, job.attempt))
+    phases = await _phases(session, job)
+    platform_losses = await _platform_losses(session, job)
+    has_lost = platform_losses > 0 or any(phase.ending is PhaseOutcome.FAILED for phase in phases.values())
     return JobSnapshot(
         state=job.state,
         has_lease=lease is not None,
         is_prepared=job.prepared_hash is not None,
         own_failures=job.own_failures,
         max_attempts=spec.resources.max_attempts,
-        platform_losses=await _platform_losses(session, job),
+        platform_losses=platform_losses,
+        teacher_away_seconds=await _teacher_away(session, job, now) if has_lost else 0.0,
         attempt_age_seconds=(now - attempt.started_at).total_seconds() if attempt else 0.0,
         state_age_seconds=await _state_age(session, job, now),
         training_needs_teacher=phase_needs_teacher(spec, Phase.TRAIN),
         evaluation_needs_teacher=phase_needs_teacher(spec, Phase.EVALUATE),
         is_evaluated=spec.evaluation.enabled,
-        phases=await _phases(session, job),
+        phases=phases,
     )
 
 
@@ -106,6 +111,36 @@ async def _platform_losses(session: AsyncSession, job: JobRow) -> int:
         AttemptRow.end_reason != RESUMED,
     )
     return await session.scalar(query) or 0
+
+
+async def _teacher_away(session: AsyncSession, job: JobRow, now: datetime) -> float:
+    """Time since the last step before the newest attempts ended, one after another, without the teacher.
+
+    0 where they did not, and where a step was taken since.
+    """
+    is_teacher_loss = and_(
+        PhaseRunRow.job_id == AttemptRow.job_id,
+        PhaseRunRow.attempt == AttemptRow.number,
+        PhaseRunRow.outcome == PhaseOutcome.FAILED,
+        PhaseRunRow.error_code.in_(TEACHER_AWAY),
+    )
+    query = (
+        select(AttemptRow.number, AttemptRow.started_at, PhaseRunRow.ended_at)
+        .outerjoin(PhaseRunRow, is_teacher_loss)
+        .where(AttemptRow.job_id == job.id)
+        .order_by(AttemptRow.number.desc())
+    )
+    began = last_loss = None
+    for number, started_at, lost_at in await session.execute(query):
+        if lost_at is not None:
+            began, last_loss = started_at, last_loss or lost_at
+        elif number != job.attempt:  # the present attempt may still go well
+            break
+    if began is None or last_loss is None:
+        return 0.0
+    step = select(func.max(MetricRow.recorded_at)).where(MetricRow.job_id == job.id, MetricRow.name == "loss")
+    last_step = await session.scalar(step) or began
+    return 0.0 if last_step > last_loss else (now - max(began, last_step)).total_seconds()
 
 
 async def _state_age(session: AsyncSession, job: JobRow, now: datetime) -> float:

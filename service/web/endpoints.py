@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -31,6 +31,17 @@ def install(app: FastAPI) -> None:
     """Add the page and its static files to the application."""
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     app.include_router(router)
+
+
+def is_page(path: str) -> bool:
+    """Whether a person opens this path in a browser, which cannot send a token along."""
+    return path == "/" or path.startswith("/ui/jobs/")
+
+
+def sign_in_page(request: Request) -> Response:
+    """Asks for a token; the page then fetches itself with it (static/session.js)."""
+    headers = {"WWW-Authenticate": "Bearer"}
+    return templates.TemplateResponse(request, "sign_in.html", status_code=401, headers=headers)
 
 
 @router.get("/")

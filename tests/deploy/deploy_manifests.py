@@ -37,13 +37,17 @@ MATRIX: dict[str, tuple[str | None, tuple[str, ...]]] = {
             "networkPolicy.enabled=false",
             "migration.enabled=false",
             "ray.tokenAuthentication.enabled=false",
+            "authentication.enabled=false",
             "fullnameOverride=short",
         ),
     ),
+    "generated-token": (None, ("authentication.bootstrapToken.generate=true",)),
     "own-secrets": (
         None,
         (
             "ray.tokenAuthentication.secretName=ray-token",
+            "authentication.bootstrapToken.secretName=first-token",
+            "authentication.bootstrapToken.key=editor",
             "storage.claim.existingName=shared",
             "modelCache.existingName=models",
             "controlPlane.serviceAccountAnnotations.role=tide",

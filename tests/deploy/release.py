@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pods import Network, Pod, start
 from running_tide import await_true
 
 PASSWORD, TOKEN = "a-password", "a-token-of-a-cluster-that-nobody-else-reaches"
+USER_TOKEN = f"tide_{secrets.token_hex(32)}"
+"""The bootstrap token, as a client of the release."""
 STORAGE = Path("/var/lib/tide/storage")
 """Where pods see the storage claim."""
 _DATABASE, _CONTROL, _HEAD = "tide-postgresql", "tide-control-plane", "tide-head"
@@ -58,6 +61,7 @@ class Release:
                 "password": PASSWORD,
             },
             "tide": {"auth_token": TOKEN},
+            "tide-bootstrap-token": {"token": USER_TOKEN},
         }
         self.pods: list[Pod] = []
 
@@ -78,7 +82,11 @@ class Release:
 
     def get(self, path: str) -> Any:
         """Ask the control plane."""
-        return httpx.get(f"{self.url}{path}", timeout=20).raise_for_status().json()
+        return httpx.get(f"{self.url}{path}", headers=self.user(), timeout=20).raise_for_status().json()
+
+    def user(self) -> dict[str, str]:
+        """Headers of a client of the control plane."""
+        return {"Authorization": f"Bearer {USER_TOKEN}"}
 
     def install(self) -> None:
         """What `helm install` and KubeRay bring up: database, migration, control plane, head."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import os
 import subprocess
@@ -16,7 +17,10 @@ import yaml
 from deploy_manifests import MATRIX, Manifest, one, pod_specs
 from kuberay import quantity
 
+from service.db.migrate import upgrade
+from service.db.session import Database
 from service.settings import Settings
+from service.tokens.service import identify, register_bootstrap
 from tide_core.contracts.placement import PURPOSE_LABEL, Purpose, labels_for
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +69,9 @@ def test_lint_is_strict(run_helm: Run, profile: str | None) -> None:
         ("ray.faultTolerance.enabled=true", "redisAddress"),
         ("httpRoute.enabled=true", "parentRefs"),
         ("ingress.enabled=true", "networkPolicy.clients"),
+        ("authentication.enabled=tokens", "enabled"),
+        ("authentication.mode=tokens", "mode"),
+        ("authentication.bootstrapToken.secretName=", "secretName"),
     ],
 )
 def test_wrong_values_are_refused_and_named(run_helm: Run, setting: str, named: str) -> None:
@@ -211,6 +218,43 @@ def test_the_token_of_ray_is_on_by_default_and_one_secret_serves_both_sides(
         assert token["valueFrom"]["secretKeyRef"] == {"name": secret, "key": "auth_token"}
     bare = one(renders["bare"], "RayCluster")
     assert bare["spec"]["authOptions"] == {"mode": "disabled"}
+
+
+def _environment(manifests: list[Manifest]) -> dict[str, Any]:
+    container = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+def test_clients_need_a_token_unless_the_operator_says_otherwise(
+    renders: dict[str, list[Manifest]], render: Render
+) -> None:
+    for name, secret, key in (
+        ("defaults", "tide-bootstrap-token", "token"),
+        ("own-secrets", "first-token", "editor"),
+    ):
+        environment = _environment(renders[name])
+        assert environment["TIDE_AUTHENTICATION"] == "tokens"
+        assert environment["TIDE_BOOTSTRAP_TOKEN"] == {"secretKeyRef": {"name": secret, "key": key}}
+        assert "TIDE_ALLOW_UNAUTHENTICATED" not in environment
+    environment = _environment(renders["bare"])
+    assert (environment["TIDE_AUTHENTICATION"], environment["TIDE_ALLOW_UNAUTHENTICATED"]) == ("off", "true")
+
+
+async def test_a_generated_token_is_random_kept_and_one_that_is_taken(
+    renders: dict[str, list[Manifest]], render: Render, tmp_path: Path
+) -> None:
+    again = render(*MATRIX["generated-token"])
+    secrets = [one(manifests, "Secret") for manifests in (renders["generated-token"], again)]
+    assert _environment(again)["TIDE_BOOTSTRAP_TOKEN"]["secretKeyRef"]["name"] == "tide-bootstrap-token"
+    assert all(each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for each in secrets)
+    first, second = (base64.b64decode(each["data"]["token"]).decode() for each in secrets)
+    assert first != second
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'tide.db'}")
+    await upgrade(database)
+    async with database.write() as session:
+        await register_bootstrap(session, first)
+    assert (await identify(database, first)).name == "bootstrap"
+    await database.close()
 
 
 def test_a_migration_runs_before_new_pods_and_after_a_built_in_database(

@@ -60,6 +60,7 @@ def test_the_health_check_fails_without_a_server_and_passes_with_one(image: Buil
         image.run(*check)
     serve = " ".join(json.loads(last("control-plane", "CMD")))
     waits = 'for _ in $(seq 120); do "$@" 2>/dev/null && break; sleep 0.5; done'
+    serve = f"TIDE_AUTHENTICATION=tokens {serve}"  # it listens on every address
     script = f'{serve} 2>/tmp/log & server=$!; {waits}; "$@"; status=$?; kill $server; wait; exit $status'
     image.run("bash", "-uc", script, "check", *check)
 

@@ -55,7 +55,7 @@ def spec(release: Release) -> dict[str, Any]:
 
 
 def post(release: Release, spec: dict[str, Any]) -> str:
-    answer = httpx.post(f"{release.url}/v1/jobs", json=spec, timeout=20)
+    answer = httpx.post(f"{release.url}/v1/jobs", json=spec, headers=release.user(), timeout=20)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
@@ -102,6 +102,12 @@ def test_a_job_goes_through_the_containers_commands(release: Release, spec: dict
 def test_ray_answers_its_token_alone(release: Release) -> None:
     assert httpx.get(f"{release.dashboard}/api/jobs/", timeout=10).status_code == 401
     assert httpx.get(f"{release.dashboard}/api/jobs/", headers=release.token(), timeout=10).status_code == 200
+
+
+def test_clients_show_the_token_of_the_secret(release: Release) -> None:
+    assert httpx.get(f"{release.url}/v1/jobs", timeout=10).status_code == 401
+    (job, *_) = release.get("/v1/jobs")["data"]
+    assert job["posted_by"] == "bootstrap"
 
 
 def test_the_object_store_is_in_shared_memory(release: Release) -> None:

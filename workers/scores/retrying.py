@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from tide_core.contracts.errors import RetryableScoreError, ScoreError
+from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
 from workers.scores.hedging import Attempt, HedgePolicy, LatenessClock, first_answer
@@ -33,7 +34,7 @@ class RetryPolicy:
         hedge: when to ask a second replica too; None never does, as is right for a single one.
     """
 
-    deadline_seconds: float = 900.0
+    deadline_seconds: float = DEFAULT_SCORE_DEADLINE_SECONDS
     first_backoff_seconds: float = 0.02
     longest_backoff_seconds: float = 5.0
     hedge: HedgePolicy | None = None

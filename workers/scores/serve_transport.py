@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from tide_core.contracts.errors import RetryableScoreError, ScoreError, TideError
+from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription, TeacherLease
 from workers.scores.hedging import Attempt, HedgePolicy
@@ -18,10 +19,18 @@ class ServeTransport(RetryingTransport):
     Args:
         lease: where the pool is and what it must answer as.
         policy: how long and how often to try; by default hedged where the pool has several replicas.
+        deadline_seconds: of the default policy.
     """
 
-    def __init__(self, lease: TeacherLease, *, policy: RetryPolicy | None = None) -> None:
-        policy = policy or RetryPolicy(hedge=HedgePolicy() if lease.replicas > 1 else None)
+    def __init__(
+        self,
+        lease: TeacherLease,
+        *,
+        policy: RetryPolicy | None = None,
+        deadline_seconds: float = DEFAULT_SCORE_DEADLINE_SECONDS,
+    ) -> None:
+        hedge = HedgePolicy() if lease.replicas > 1 else None
+        policy = policy or RetryPolicy(deadline_seconds=deadline_seconds, hedge=hedge)
         super().__init__(_ServeAsker(lease), fingerprint=lease.fingerprint, policy=policy)
 
 

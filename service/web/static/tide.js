@@ -10,7 +10,7 @@ function setOffline(isOffline) {
 }
 
 async function refreshFragment(element) {
-  const response = await fetch(element.dataset.refresh, { headers: { accept: "text/html" } });
+  const response = await fetchSignedIn(element.dataset.refresh, { headers: { accept: "text/html" } });
   if (!response.ok) throw new Error(`${response.status}`);
   const html = await response.text();
   if (element.dataset.last !== html) {
@@ -53,7 +53,7 @@ function joinSeries(allPoints) {
 
 async function fetchPoints(series) {
   const query = new URLSearchParams({ name: series.name, max_points: "400" });
-  const response = await fetch(`/v1/jobs/${encodeURIComponent(series.job)}/metrics?${query}`);
+  const response = await fetchSignedIn(`/v1/jobs/${encodeURIComponent(series.job)}/metrics?${query}`);
   if (!response.ok) throw new Error(`${response.status}`);
   const body = await response.json();
   const found = body.data.find((candidate) => candidate.name === series.name);
@@ -94,11 +94,44 @@ function appendEvent(list, event) {
   list.prepend(item);
 }
 
-function followEvents(list) {
-  const source = new EventSource(list.dataset.stream);
-  const receive = (message) => appendEvent(list, JSON.parse(message.data));
-  source.addEventListener("message", receive);
-  source.addEventListener("done", () => source.close());
+// Server-sent events by fetch: EventSource cannot send the header with the token.
+async function* readMessages(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).replaceAll("\r\n", "\n").split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const message = { event: "message", data: "", id: "" };
+      for (const line of block.split("\n")) {
+        const [, name, text] = line.match(/^([^:]*): ?(.*)$/) ?? [];
+        if (name) message[name] = text;
+      }
+      if (message.data) yield message;
+    }
+  }
+}
+
+async function followEvents(list) {
+  let last = "";
+  let isOver = false;
+  while (!isOver) {
+    try {
+      const headers = last ? { "last-event-id": last } : {};
+      const response = await fetchSignedIn(list.dataset.stream, { headers });
+      if (response.status >= 400 && response.status < 500) return; // asking again would not help
+      for await (const message of response.ok ? readMessages(response) : []) {
+        last = message.id || last;
+        if (message.event === "message") appendEvent(list, JSON.parse(message.data));
+        isOver ||= message.event === "done"; // the server ends the stream with it
+      }
+    } catch {
+      // The connection broke: go on after the last event.
+    }
+    if (!isOver) await new Promise((resolve) => setTimeout(resolve, REFRESH_MILLISECONDS));
+  }
 }
 
 async function tick() {
@@ -113,5 +146,7 @@ async function tick() {
   setTimeout(tick, REFRESH_MILLISECONDS);
 }
 
-document.querySelectorAll("[data-stream]").forEach(followEvents);
-tick();
+whenSignedIn(() => {
+  document.querySelectorAll("[data-stream]").forEach(followEvents);
+  tick();
+});

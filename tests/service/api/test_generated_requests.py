@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from service.db.migrate import upgrade
 from service.db.session import Database
 from service.openapi import document
 from service.settings import Settings
+from service.tokens.service import register_bootstrap
 
 EXAMPLES = int(os.environ.get("TIDE_TEST_EXAMPLES", "12"))
+TOKEN = f"tide_{secrets.token_hex(32)}"
 STREAM = "/v1/jobs/{job_id}/events/stream"
 """Left out: the answer to a good request does not end."""
 
@@ -34,10 +37,14 @@ def generated_app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     async def prepare() -> None:
         database = Database(url)
         await upgrade(database)
+        async with database.write() as session:
+            await register_bootstrap(session, TOKEN)
         await database.close()
 
     asyncio.run(prepare())
-    return create_app(Settings(data_dir=folder, database_url=url, migrate_on_start=False))
+    return create_app(
+        Settings(data_dir=folder, database_url=url, migrate_on_start=False, authentication="tokens")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def test_answers_are_as_described(api_schema: Any, path: str, method: str) -> No
     @given(case=api_schema[path][method].as_strategy())
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     def send(case: Any) -> None:
-        case.call_and_validate(excluded_checks=_excused(path))
+        case.call_and_validate(excluded_checks=_excused(path), headers={"Authorization": f"Bearer {TOKEN}"})
 
     send()
 

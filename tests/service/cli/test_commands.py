@@ -43,7 +43,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert answer.stderr.strip() == "[]"
-    for word in ("up", "down", "doctor", "jobs", "teachers", "plan", "sample", "convert", "demo"):
+    for word in ("up", "down", "doctor", "jobs", "teachers", "tokens", "plan", "sample", "convert", "demo"):
         assert word in answer.stdout
 
 

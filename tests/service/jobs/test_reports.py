@@ -108,6 +108,10 @@ async def test_the_brief_says_what_to_do(worker: Worker, database: Database) -> 
     assert answer.status_code == 200
     brief = AttemptBrief.model_validate(answer.json())
     assert (brief.job_id, brief.attempt, brief.phase) == (worker.job_id, 1, Phase.TRAIN)
+    # At its default the deadline is left out: workers of the version before do not know it.
+    assert "score_deadline_seconds" not in answer.json()
+    impatient = brief.model_copy(update={"score_deadline_seconds": 5.0})
+    assert AttemptBrief.model_validate_json(impatient.model_dump_json()) == impatient
     assert brief.prepared == "/prepared/x"
     assert brief.teacher is not None
     assert (brief.teacher.application, brief.teacher.fingerprint) == (lease.application, None)

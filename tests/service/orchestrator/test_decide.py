@@ -26,7 +26,7 @@ from service.orchestrator.compute import (
     SubmissionStatus,
 )
 from service.orchestrator.decide import JobSnapshot, Limits, Observed, PhaseSnapshot, decide
-from tide_core.contracts.reporting import NODE_LOST
+from tide_core.contracts.reporting import NODE_LOST, TEACHER_AWAY
 from tide_core.contracts.states import JobState, Phase, is_allowed
 
 S, T = JobState, SubmissionStatus
@@ -103,6 +103,22 @@ class TestEveryWorkingState:
         known = PhaseSnapshot(True, PhaseOutcome.FAILED, NODE_LOST, "its node went away", is_retryable=True)
         last = job(state, phases={WORK[state]: known}, own_failures=1, max_attempts=2)
         assert decide(last, Observed()) == NextAttempt("its node went away", False, RETRY_IN[state])
+
+    @pytest.mark.parametrize("code", sorted(TEACHER_AWAY))
+    def test_a_teacher_that_is_away_uses_up_no_attempt_for_a_bounded_time(
+        self, state: JobState, code: str
+    ) -> None:
+        limits = Limits(teacher_loss=3600)
+        known = PhaseSnapshot(True, PhaseOutcome.FAILED, code, "no answer", is_retryable=True)
+        last = job(state, phases={WORK[state]: known}, own_failures=1, max_attempts=2)
+        for away in (0.0, 1.0, 3600.0):
+            action = decide(dataclasses.replace(last, teacher_away_seconds=away), Observed(), limits)
+            assert action == NextAttempt("no answer", False, RETRY_IN[state]), away
+        action = decide(dataclasses.replace(last, teacher_away_seconds=3601.0), Observed(), limits)
+        assert isinstance(action, Fail)
+        assert action.code == "teacher_lost"
+        assert "no answer" in action.message
+        assert "teacher_loss_timeout_seconds (3600)" in action.message
 
     def test_lost_attempts_are_retried_ever_more_slowly(self, state: JobState) -> None:
         soon = job(state, platform_losses=3, attempt_age_seconds=7.9)
@@ -201,6 +217,28 @@ class TestTeacher:
         assert action == Fail("no_node_for_teacher", "After 61 s: No such node.")
         serving = dataclasses.replace(late, teacher=READY)
         assert isinstance(decide(job(S.PROVISIONING), serving, limits), Advance)
+
+    @pytest.mark.parametrize("state", [S.PROVISIONING, S.EVALUATING])
+    @pytest.mark.parametrize(
+        "status", [ApplicationStatus.STARTING, ApplicationStatus.ABSENT, ApplicationStatus.UNHEALTHY]
+    )
+    def test_a_teacher_that_went_away_is_waited_for_longer_than_one_that_starts(
+        self, state: JobState, status: ApplicationStatus
+    ) -> None:
+        limits = Limits(teacher_start=60, teacher_loss=3600)
+        teacher = ApplicationState(status, "needs a GPU")
+        away = job(state, teacher_away_seconds=3600)
+        observed = Observed(teacher=teacher, teacher_waited_seconds=3000)
+        assert isinstance(decide(away, observed, limits), Wait)
+        later = dataclasses.replace(away, teacher_away_seconds=3601)
+        action = decide(later, observed, limits)
+        assert isinstance(action, Fail)
+        assert action.code == "teacher_lost"
+        assert "needs a GPU" in action.message
+        unplaced = decide(later, dataclasses.replace(observed, teacher_unplaced="No such node."), limits)
+        assert isinstance(unplaced, Fail)
+        assert "No such node." in unplaced.message
+        assert not isinstance(decide(later, Observed(teacher=READY), limits), Fail | Wait)
 
     def test_too_large_is_known_before_anything_is_deployed(self) -> None:
         action = decide(job(S.PROVISIONING, has_lease=False), Observed(teacher_problem="9 GiB of 8 GiB"))

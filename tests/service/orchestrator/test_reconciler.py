@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from sqlalchemy import select
 
 from service.clock import utc_now
 from service.events.tables import EventRow
+from service.jobs import repository as jobs
 from service.jobs import service as job_service
-from service.jobs.tables import AttemptRow
+from service.jobs.tables import AttemptRow, MetricRow, PhaseRunRow
 from service.orchestrator import leadership, snapshots
 from service.orchestrator.actions import AcquireLease, Stop, Submit
 from service.orchestrator.compute import ApplicationStatus, ComputeUnavailableError, SubmissionStatus
@@ -132,6 +134,76 @@ async def test_own_failures_use_up_the_attempts(world: World, spec: Spec) -> Non
     job = await world.job(job_id)
     assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "out_of_memory", 2)
     assert await world.live_leases() == []
+
+
+async def _shift(world: World, job_id: str, **ages: float) -> None:
+    """Let what a job did lie longer ago: seconds by what (attempts, phases, steps)."""
+    async with world.database.write() as session:
+        for row in await session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id)):
+            row.started_at -= timedelta(seconds=ages.get("attempts", 0.0))
+        for run in await session.scalars(select(PhaseRunRow).where(PhaseRunRow.job_id == job_id)):
+            if run.ended_at is not None:
+                run.ended_at -= timedelta(seconds=ages.get("phases", 0.0))
+        for figure in await session.scalars(select(MetricRow).where(MetricRow.job_id == job_id)):
+            figure.recorded_at -= timedelta(seconds=ages.get("steps", 0.0))
+
+
+async def _teacher_away(world: World, job_id: str) -> float:
+    async with world.database.read() as session:
+        job = await jobs.get(session, job_id)
+        return (await snapshots.of_job(session, job, now=utc_now())).teacher_away_seconds
+
+
+async def test_a_lost_teacher_costs_no_attempt_until_it_was_away_for_too_long(
+    world: World, spec: Spec
+) -> None:
+    job_id, reconciler = await run_to(world, JobState.RUNNING, spec(resources={"max_attempts": 1}))
+    await world.report(job_id, Phase.TRAIN, Metrics(step=1, values={"loss": 2.0}))
+    for number in (1, 2, 3):
+        assert (await world.job(job_id)).attempt == number
+        await world.fail(job_id, Phase.TRAIN, retryable=True, code="score_deadline")
+        await until_quiet(reconciler)
+        job = await world.job(job_id)
+        assert (job.state, job.attempt, job.own_failures) == (JobState.RUNNING, number + 1, 0)
+        await _shift(world, job_id, attempts=100, phases=100, steps=100)  # past the pause between attempts
+        await until_quiet(reconciler)
+        assert await _teacher_away(world, job_id) == pytest.approx(100 * number, abs=20)
+    await _shift(world, job_id, attempts=21_600, phases=21_600, steps=21_600)
+    await world.fail(job_id, Phase.TRAIN, retryable=True, code="score_deadline")
+    await until_quiet(reconciler)
+    job = await world.job(job_id)
+    assert (job.state, job.error_code, job.attempt) == (JobState.FAILED, "teacher_lost", 4)
+    assert "teacher_loss_timeout_seconds" in (job.error_message or "")
+    assert await world.live_leases() == []
+
+
+async def test_a_step_ends_the_teachers_absence(world: World, spec: Spec) -> None:
+    job_id, reconciler = await run_to(world, JobState.RUNNING, spec(resources={"max_attempts": 1}))
+    assert await _teacher_away(world, job_id) == 0.0
+    await world.fail(job_id, Phase.TRAIN, retryable=True, code="score_unavailable")
+    await until_quiet(reconciler)
+    await _shift(world, job_id, attempts=50_000, phases=50_000)
+    await until_quiet(reconciler)
+    assert await _teacher_away(world, job_id) >= 50_000
+    await world.report(job_id, Phase.TRAIN, Metrics(step=1, values={"loss": 2.0}))
+    assert await _teacher_away(world, job_id) == 0.0
+    await world.fail(job_id, Phase.TRAIN, retryable=True, code="score_unavailable")
+    await until_quiet(reconciler)
+    job = await world.job(job_id)
+    assert (job.state, job.attempt, job.own_failures) == (JobState.RUNNING, 3, 0)
+    assert 0 < await _teacher_away(world, job_id) < 60
+
+
+async def test_another_loss_ends_the_count_of_the_teachers_absence(world: World) -> None:
+    job_id, reconciler = await run_to(world, JobState.RUNNING)
+    await world.fail(job_id, Phase.TRAIN, retryable=True, code="score_deadline")
+    await until_quiet(reconciler)
+    await _shift(world, job_id, attempts=1000, phases=1000)
+    await until_quiet(reconciler)
+    await world.fail(job_id, Phase.TRAIN, retryable=True, code="out_of_memory")
+    await until_quiet(reconciler)
+    assert (await world.job(job_id)).own_failures == 1
+    assert await _teacher_away(world, job_id) == 0.0
 
 
 async def test_a_final_failure_ends_the_job_at_once(world: World) -> None:
