@@ -24,7 +24,7 @@ from benchmarks.scenario import SCENARIOS, Sizes
 from benchmarks.step import compare, measure_time, vocabulary_growth
 
 AIMED = ("reverse_calm", "tidal_compdemo")
-QUICK_REPEATS, REPEATS = 5, 9
+QUICK_REPEATS, REPEATS = 3, 5
 TOKENS_OF_A_BATCH = 2048
 
 
@@ -49,16 +49,15 @@ def growth(*, is_quick: bool) -> dict[str, Any]:
     short = replace(sizes, length=128, batch=4)
     vocabularies = [replace(short, vocab=n) for n in (2_000, 8_000, 32_000, 152_000)]
     curves = {"length": lengths, "batch": batches, "vocab": vocabularies}
-    repeats = 3 if is_quick else QUICK_REPEATS
     return {
-        axis: [measure_time(scenario, each, repeats=repeats) for each in curve]
+        axis: [measure_time(scenario, each, repeats=1 if is_quick else QUICK_REPEATS) for each in curve]
         for axis, curve in curves.items()
     }
 
 
 def all_pieces(*, is_quick: bool) -> dict[str, Any]:
     """The pieces, each on its own."""
-    return pieces.measure(Sizes(), repeats=QUICK_REPEATS if is_quick else REPEATS)
+    return pieces.measure(Sizes(), repeats=5 if is_quick else 9)
 
 
 def system(*, is_quick: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective import Objective
 from workers.scores.local_transport import LocalTransport
+from workers.scores.prefetcher import AskedStep, Prefetcher
 from workers.scores.transport import ScoreTransport
 from workers.student.collective import Alone
 from workers.student.drawing import draw
@@ -25,6 +26,8 @@ from workers.student.step import Progress, ShareOfLoss, Stepper, build_optimizer
 from workers.teachers.engine import TeacherEngine
 
 CLIP_NORM = 1.0
+PREFETCHED_STEPS = 2
+"""As a job's default, ``resources.prefetch_steps``."""
 FINGERPRINT = "bench"
 
 
@@ -35,6 +38,9 @@ class Arm(Protocol):
 
     def step(self, rows: Sequence[PreparedSample], learning_rate: float) -> tuple[float, dict[str, float]]:
         """A whole step on these samples: the loss and its parts."""
+
+    def run(self, steps: Sequence[Sequence[PreparedSample]], learning_rate: float) -> list[float]:
+        """Several steps as training takes them, one after the other; their losses. Nothing goes on after."""
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the last step, by the checkpoint's names."""
@@ -92,6 +98,17 @@ class TideArm:
             assert self.transport is not None
             answer = self.transport.submit(batch.request).result()
         return self.train(batch, answer, learning_rate)
+
+    def run(self, steps: Sequence[Sequence[PreparedSample]], learning_rate: float) -> list[float]:
+        """As a job trains: later steps are drawn and asked while the student works on the present one."""
+        drawn = (self.drawn(rows) for rows in steps)
+        asked = (AskedStep(batch, [batch.request] if batch.request is not None else []) for batch in drawn)
+        losses = []
+        with Prefetcher(self.transport, asked, PREFETCHED_STEPS) as answered:
+            for step in answered:
+                answer = step.responses[0] if step.responses else None
+                losses.append(self.train(step.payload, answer, learning_rate)[0])
+        return losses
 
     def drawn(self, rows: Sequence[PreparedSample]) -> MicroBatch:
         """The samples with their noise, laid out, and their question."""

@@ -72,6 +72,10 @@ class NaiveArm:
         self.optimizer.step()
         return float(loss.detach()), parts
 
+    def run(self, steps: Sequence[Sequence[PreparedSample]], learning_rate: float) -> list[float]:
+        """One step after the other."""
+        return [self.step(rows, learning_rate)[0] for rows in steps]
+
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of the last step by the checkpoint's names."""
         named = self.student.named_parameters()

@@ -30,8 +30,8 @@ ACCELERATOR_SLICE_SIZE = 2**24
 """Default on other devices: 64 MiB in float32, enough work for each kernel."""
 SLICE_MULTIPLE = 64
 """Wide slices are a multiple of this: matrix products are faster on whole cache lines and tiles."""
-CPU_KEEP_BYTES = 2**26
-"""Default bytes of logits kept for the backward pass on a CPU: 64 MiB."""
+CPU_KEEP_BYTES = 3 * 2**25
+"""Default bytes of logits kept for the backward pass on a CPU: 96 MiB."""
 ACCELERATOR_KEEP_BYTES = 2**29
 """Default on other devices: 512 MiB, the logits of 1,766 rows in bfloat16 at a vocabulary of 152k."""
 

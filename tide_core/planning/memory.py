@@ -24,7 +24,7 @@ ENGINE_SLICES = {False: (512, 512), True: (4096, 32_768)}
 """Rows and vocabulary entries of a replica's LM head at a time, likewise."""
 LOSS_SLICE = {False: 2**18, True: 2**24}
 """Logits in one tile of the loss, by device: as `head_pass`."""
-KEPT_LOGITS = {False: 2**26, True: 2**29}
+KEPT_LOGITS = {False: 3 * 2**25, True: 2**29}
 """Most bytes of logits that the loss keeps for its backward pass, likewise."""
 _LOSS_TILES = 4
 """Tiles of that size alive at once: student, teacher, their difference, its gradient."""
