@@ -59,9 +59,13 @@ cd "$SOURCE"
 [ -e pkg/generated/openapi/zz_generated.openapi.go ] || generate_openapi
 mkdir -p "$FOLDER/bin"
 cp "$FOLDER/root/usr/bin/etcd" "$FOLDER/bin/"
-stamp="-X k8s.io/kubernetes/vendor/k8s.io/component-base/version"
+flags="-s -w"
+for package in component-base/version client-go/pkg/version; do
+  stamp="-X k8s.io/kubernetes/vendor/k8s.io/$package"
+  flags+=" $stamp.gitVersion=v$VERSION $stamp.gitMajor=1 $stamp.gitMinor=20"
+done
 for program in "${PROGRAMS[@]}"; do
-  go build -ldflags "-s -w $stamp.gitVersion=v$VERSION $stamp.gitMajor=1 $stamp.gitMinor=20" \
+  go build -ldflags "$flags" \
     -o "$FOLDER/bin/$program" "k8s.io/kubernetes/cmd/$program"
 done
 "$FOLDER/bin/kube-apiserver" --version

@@ -1,12 +1,12 @@
 """A Kubernetes control plane on this machine, for the chart to be installed on.
 
-etcd, kube-apiserver (RBAC on) and kube-controller-manager run for real, on loopback; `deploy/kubernetes/build.sh`
-builds them. No node, no scheduler and no KubeRay: `Nodes` says of each pod what a node would say.
+etcd, kube-apiserver (RBAC on) and kube-controller-manager run for real, on loopback, from what
+`deploy/kubernetes/build.sh` built. There is no node, no scheduler and no KubeRay: `Nodes` says of each pod
+what a node would say.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import ssl
 import subprocess
@@ -24,12 +24,12 @@ from running_tide import await_true
 Manifest = dict[str, Any]
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
-PLURALS = {"Ingress": "ingresses", "NetworkPolicy": "networkpolicies"}
+PLURALS = {"Ingress": "ingresses", "NetworkPolicy": "networkpolicies", "StorageClass": "storageclasses"}
 APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 
 
-class Refused(AssertionError):
+class RefusedError(AssertionError):
     """The server's answer was an error; its status and reason are the message."""
 
     def __init__(self, answer: httpx.Response) -> None:
@@ -106,12 +106,12 @@ class ApiServer:
         """One request as the administrator, or as whom `headers` name.
 
         Raises:
-            Refused: the server answered with an error.
+            RefusedError: the server answered with an error.
         """
         assert self._client is not None, "the server is not started"
         answer = self._client.request(method, path, **options)
         if answer.is_error:
-            raise Refused(answer)
+            raise RefusedError(answer)
         found: Manifest = answer.json()
         return found
 
@@ -123,6 +123,17 @@ class ApiServer:
     def create(self, manifest: Manifest, **params: str) -> Manifest:
         """Post an object into its collection."""
         return self.ask("POST", collection(manifest), json=manifest, params=params)
+
+    def define(self, definition: Manifest) -> None:
+        """Make a CustomResourceDefinition and wait until its kind is served."""
+        self.create(definition)
+        path = f"{collection(definition)}/{definition['metadata']['name']}"
+
+        def is_served() -> bool:
+            conditions = self.ask("GET", path).get("status", {}).get("conditions") or ()
+            return ("Established", "True") in {(each["type"], each["status"]) for each in conditions}
+
+        await_true(is_served, f"{definition['metadata']['name']} is served", 60)
 
     def apply(self, manifest: Manifest, **params: str) -> Manifest:
         """Server-side apply, which refuses what the kind's schema does not know."""
@@ -138,7 +149,7 @@ class ApiServer:
         assert self._processes[-1].poll() is None, (self._folder / "kube-apiserver.log").read_text()[-2000:]
         try:
             return bool(self.list("/api/v1/namespaces"))
-        except (httpx.HTTPError, Refused):
+        except (httpx.HTTPError, RefusedError):
             return False
 
     def _run(self, program: str, *flags: str) -> None:
@@ -166,3 +177,73 @@ class ApiServer:
         }
         self.kubeconfig.write_text(yaml.safe_dump(content))
         self.kubeconfig.chmod(0o600)  # helm warns otherwise
+
+
+def collection(manifest: Manifest) -> str:
+    """Path of the collection that an object of this kind and namespace is in."""
+    group, kind = manifest["apiVersion"], manifest["kind"]
+    root = f"/apis/{group}" if "/" in group else f"/api/{group}"
+    namespace = manifest["metadata"].get("namespace")
+    plural = PLURALS.get(kind, f"{kind.lower()}s")
+    return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
+
+
+class Nodes:
+    """Says of each pod what a node's kubelet would: a Job's has succeeded, any other runs and is ready.
+
+    A thread, until it is closed. Claims are bound by the real controller to the volumes that `offer` makes.
+    """
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def offer(self, count: int) -> None:
+        """Volumes of any size for whichever claim comes, in a class that is the default."""
+        default = {"storageclass.kubernetes.io/is-default-class": "true"}
+        self._server.create(
+            {
+                "apiVersion": "storage.k8s.io/v1",
+                "kind": "StorageClass",
+                "metadata": {"name": "offered", "annotations": default},
+                "provisioner": "kubernetes.io/no-provisioner",
+                "volumeBindingMode": "Immediate",
+            }
+        )
+        for number in range(count):
+            spec = {
+                "capacity": {"storage": "100Ti"},
+                "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+                "hostPath": {"path": f"/offered/{number}"},
+                "storageClassName": "offered",
+            }
+            metadata = {"name": f"offered-{number}"}
+            self._server.create(
+                {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec}
+            )
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._end.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._end.wait(0.2):
+            for pod in self._server.list("/api/v1/pods"):
+                if pod["status"]["phase"] == "Pending":
+                    self._answer_for(pod)
+
+    def _answer_for(self, pod: Manifest) -> None:
+        owners = {each["kind"] for each in pod["metadata"].get("ownerReferences", ())}
+        status: Manifest = {"phase": "Succeeded"}
+        if "Job" not in owners:
+            ready = {"type": "Ready", "status": "True"}
+            status = {"phase": "Running", "conditions": [ready]}
+        path = f"{collection({'apiVersion': 'v1', 'kind': 'Pod'} | pod)}/{pod['metadata']['name']}/status"
+        try:
+            self._server.patch(path, {"status": status})
+        except RefusedError as answer:
+            if answer.code != 404:  # it was deleted meanwhile
+                raise
