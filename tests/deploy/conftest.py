@@ -112,7 +112,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         for name in CUSTOM_KINDS:
             made.define(definition(CRDS / f"{name}.yaml"))
         nodes = Nodes(made)
-        nodes.offer(12)
+        nodes.offer(40)
         yield made
     finally:
         if nodes is not None:

@@ -174,7 +174,7 @@ def installed(server: ApiServer, installer: Installer) -> str:
 def test_without_force_an_upgrade_leaves_a_scaled_cluster_alone(
     server: ApiServer, installer: Installer, installed: str
 ) -> None:
-    """Helm does not take the groups from the autoscaler unasked, and says whose they are."""
+    """Helm does not take the groups from the autoscaler unasked, and says whose they are; the rest is new."""
     autoscale(server, installed, 7)
     chart = installer.chart("0.2.0-accounts")
     before = cluster_of(server, installed)
@@ -183,6 +183,7 @@ def test_without_force_an_upgrade_leaves_a_scaled_cluster_alone(
     assert "conflict with" in done.stderr
     assert ".spec.workerGroupSpecs" in done.stderr
     assert cluster_of(server, installed)["spec"] == before["spec"]
+    assert images(objects(server, installed))["deployments/tide-control-plane"] == {"0.2.0-accounts"}
 
 
 def test_an_upgrade_keeps_to_the_new_limits(server: ApiServer, installer: Installer, installed: str) -> None:
@@ -192,6 +193,25 @@ def test_an_upgrade_keeps_to_the_new_limits(server: ApiServer, installer: Instal
     done = installer.put("upgrade", installed, chart, *flags, "--server-side=false")
     assert done.returncode == 0, done.stderr
     assert scales(server, installed)["cpu"] == 4
+
+
+@pytest.mark.parametrize(("name", "replicas"), [("kind-cpu", 1), ("large-cluster", 0)])
+def test_an_upgrade_ends_a_restore(server: ApiServer, installer: Installer, name: str, replicas: int) -> None:
+    """The steps of docs/backup.md; where the control plane scales itself, the chart sets no number."""
+    namespace = f"restored-{name}"
+    make_namespace(server, namespace)
+    chart = installer.chart(f"0.1.0-{namespace}")
+    done = installer.put("install", namespace, chart, *profile(name, chart))
+    assert done.returncode == 0, done.stderr
+    uid = cluster_of(server, namespace)["metadata"]["uid"]
+    deployment = f"/apis/apps/v1/namespaces/{namespace}/deployments/tide-control-plane"
+    server.patch(f"{deployment}/scale?fieldManager=kubectl", {"spec": {"replicas": 0}})
+    server.ask("DELETE", f"/apis/ray.io/v1/namespaces/{namespace}/rayclusters/tide")
+
+    done = installer.put("upgrade", namespace, chart, *profile(name, chart), "--force-conflicts")
+    assert done.returncode == 0, done.stderr
+    assert cluster_of(server, namespace)["metadata"]["uid"] != uid
+    assert server.ask("GET", deployment)["spec"]["replicas"] == replicas
 
 
 def may(server: ApiServer, namespace: str, account: str, **attributes: str) -> bool:
@@ -249,6 +269,8 @@ def test_accounts_may_do_what_their_code_needs_and_no_more(
     )
     scales_cluster = may(server, installed, account, verb="patch", group="ray.io", resource="rayclusters")
     assert scales_cluster is (account == "tide-ray-head")
+    # KubeRay's role names no object: the head may change any pod of its namespace (docs/security.md).
+    assert may(server, installed, account, verb="patch", resource="pods") is (account == "tide-ray-head")
 
 
 @pytest.mark.parametrize("account", [each for each in ACCOUNTS if each != "tide-migration"])
