@@ -214,6 +214,23 @@ def test_an_upgrade_ends_a_restore(server: ApiServer, installer: Installer, name
     assert server.ask("GET", deployment)["spec"]["replicas"] == replicas
 
 
+def test_a_generated_token_outlives_upgrades_and_its_release(server: ApiServer, installer: Installer) -> None:
+    make_namespace(server, "token")
+    chart = installer.chart("0.1.0-token")
+    flags = profile("kind-cpu", chart, "authentication.bootstrapToken.generate=true")
+    seen = []
+    for verb in ("install", "upgrade", "install"):
+        done = installer.put(verb, "token", chart, *flags)
+        assert done.returncode == 0, done.stderr
+        seen.append(
+            server.ask("GET", "/api/v1/namespaces/token/secrets/tide-bootstrap-token")["data"]["token"]
+        )
+        if verb == "upgrade":
+            done = installer("uninstall", "tide", "--namespace", "token", "--wait")
+            assert done.returncode == 0, done.stderr
+    assert len(set(seen)) == 1
+
+
 def may(server: ApiServer, namespace: str, account: str, **attributes: str) -> bool:
     """What the server's authoriser says, for an account of the namespace."""
     review = {
