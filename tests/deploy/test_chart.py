@@ -268,6 +268,21 @@ def test_a_migration_runs_before_new_pods_and_after_a_built_in_database(
     assert {"name": "TIDE_MIGRATE_ON_START", "value": "true"} in container["env"]
 
 
+@pytest.mark.parametrize("name", MATRIX)
+def test_hooks_leave_nothing_behind(renders: dict[str, list[Manifest]], name: str) -> None:
+    """Helm forgets a hook's objects: uninstalling a release does not delete them."""
+    for manifest in renders[name]:
+        annotations = manifest["metadata"].get("annotations", {})
+        if "helm.sh/hook" in annotations:
+            assert "hook-succeeded" in annotations["helm.sh/hook-delete-policy"].split(",")
+
+
+def test_a_new_version_does_not_restart_the_built_in_database(renders: dict[str, list[Manifest]]) -> None:
+    template = one(renders["kind-cpu"], "StatefulSet")["spec"]["template"]
+    assert "app.kubernetes.io/version" not in template["metadata"]["labels"]
+    assert "helm.sh/chart" not in template["metadata"]["labels"]
+
+
 def test_an_upgrade_ends_no_job(render: Render) -> None:
     """Another version changes images, and neither selectors nor names nor what KubeRay would recreate."""
     old, new = (

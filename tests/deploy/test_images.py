@@ -43,6 +43,12 @@ def test_an_image_is_multi_stage_hashed_and_not_root(name: str) -> None:
     assert not re.search(r":latest\b|--privileged|\bsudo\b", text)
 
 
+@pytest.mark.parametrize("name", [name for name in IMAGES if name.startswith("workers")])
+def test_torchs_own_tests_are_not_compiled(name: str) -> None:
+    """One is written for a newer Python, and compileall ends the build at what it cannot compile."""
+    assert " -m compileall -q -x /torch/testing/ /opt/tide/lib" in _dockerfile(name)
+
+
 @pytest.mark.parametrize("name", [*IMAGES, "build"])
 def test_every_locked_package_has_a_hash(name: str) -> None:
     text = (DOCKER / f"{name}.lock").read_text()
