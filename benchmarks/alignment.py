@@ -63,7 +63,8 @@ def whole(a: Side, b: Side) -> tuple[np.ndarray, np.ndarray]:
 
 def chunking(a: Side, b: Side) -> np.ndarray:
     """Token ranges of all chunks."""
-    return align_chunks_batch(a.lengths[a.ids], a.counts, b.lengths[b.ids], b.counts)[0]
+    lengths = np.take(a.lengths, a.ids), np.take(b.lengths, b.ids)
+    return align_chunks_batch(lengths[0], a.counts, lengths[1], b.counts)[0]
 
 
 def collator_loop(a: Side, b: Side) -> tuple[np.ndarray, np.ndarray]:

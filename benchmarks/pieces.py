@@ -1,7 +1,12 @@
-"""The pieces of the score path and of the step, each on its own."""
+"""The pieces of the score path and of the step, each on its own.
+
+Run: ``python -m benchmarks.pieces --repeats N``, in a process with the allocator settings of a worker.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import pickle
 import tempfile
 from concurrent.futures import Future
@@ -254,3 +259,14 @@ def measure(sizes: Sizes, *, repeats: int) -> dict[str, Any]:
         "sampler": sampler(sizes, repeats=max(1, repeats // 2)),
         "teacher_flops": teacher_flops(sizes, repeats=repeats),
     }
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=9)
+    print(json.dumps(measure(Sizes(), repeats=parser.parse_args().repeats)))
+
+
+if __name__ == "__main__":
+    main()

@@ -212,7 +212,7 @@ def token_byte_lengths(
     """
     table = token_table(tokenizer)
     wanted = _checked_ids(table, ids)
-    lengths: Int64[np.ndarray, " seq"] = table.lengths[wanted].astype(np.int64)
+    lengths: Int64[np.ndarray, " seq"] = np.take(table.lengths, wanted).astype(np.int64)
     return lengths
 
 

@@ -6,7 +6,7 @@ Source: TIDE (arXiv 2604.26951), after approximate likelihood matching (ALM, arX
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
@@ -91,7 +91,7 @@ def align_chunks_batch(
             f"{totals_b[first]} in the second: both must tokenise the same text",
             param="byte_lengths_b",
         )
-    return align_runs(_runs(byte_lengths_a, counts_a), _runs(byte_lengths_b, counts_b))
+    return _cut(_whole(byte_lengths_a, counts_a), _whole(byte_lengths_b, counts_b))
 
 
 def align_runs(
@@ -106,8 +106,12 @@ def align_runs(
         int64 ``[chunk, 4]`` in the numbering of ``first_tokens``, and each chunk's content.
     """
     shift_a, shift_b = _shifts(a, b)
-    key_a, key_b = a.borders + shift_a, b.borders + shift_b
-    common_a, common_b = _common(key_a, key_b)
+    return _cut(replace(a, borders=a.borders + shift_a), replace(b, borders=b.borders + shift_b))
+
+
+def _cut(a: TokenRuns, b: TokenRuns) -> tuple[np.ndarray, np.ndarray]:
+    """``align_runs`` for borders that count on: each content has a range of offsets of its own."""
+    common_a, common_b = _common(a.borders, b.borders)
     if not len(common_a.starts):
         return np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64)
     content = _contents(common_a.starts, a)
@@ -130,12 +134,14 @@ def chunk_ids_per_token(ranges: Int[np.ndarray, "chunk 2"], token_count: int) ->
         ranges: half-open token ranges of the chunks, in order and disjoint.
         token_count: length of the sequence.
     """
-    ids = np.full(token_count, -1, dtype=np.int32)
-    sizes = ranges[:, 1] - ranges[:, 0]
-    number = np.repeat(np.arange(len(ranges), dtype=np.int32), sizes)
-    within = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    ids[np.repeat(ranges[:, 0], sizes) + within] = number
-    return ids
+    chunks = len(ranges)
+    # The sequence from left to right: the gap before each chunk, the chunk, and what is left.
+    values = np.full(2 * chunks + 1, -1, dtype=np.int32)
+    values[1::2] = np.arange(chunks, dtype=np.int32)
+    edges = np.zeros(2 * chunks + 2, dtype=np.int64)
+    edges[1:-1] = ranges.ravel()
+    edges[-1] = token_count
+    return np.repeat(values, np.diff(edges))
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def _common(key_a: np.ndarray, key_b: np.ndarray) -> tuple[_Borders, _Borders]:
     is_border_a, is_border_b = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
     is_border_a[key_a] = True
     is_border_b[key_b] = True
-    return _distinct(is_border_b[key_a], key_a), _distinct(is_border_a[key_b], key_b)
+    return _distinct(np.take(is_border_b, key_a), key_a), _distinct(np.take(is_border_a, key_b), key_b)
 
 
 def _distinct(is_common: np.ndarray, key: np.ndarray) -> _Borders:
@@ -193,13 +199,13 @@ def _extents(runs: TokenRuns) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _runs(byte_lengths: np.ndarray, counts: np.ndarray) -> TokenRuns:
-    """Runs of whole contents, each counting its bytes from 0."""
-    first_tokens = np.cumsum(counts) - counts
+def _whole(byte_lengths: np.ndarray, counts: np.ndarray) -> TokenRuns:
+    """Runs of whole contents; the bytes of one follow those of the one before, a step between them."""
     ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(byte_lengths, dtype=np.int64)])
-    border_tokens = np.arange(len(byte_lengths) + len(counts)) - np.repeat(np.arange(len(counts)), counts + 1)
-    borders = ends[border_tokens] - np.repeat(ends[first_tokens], counts + 1)
-    return TokenRuns(borders, counts + 1, first_tokens)
+    content = np.repeat(np.arange(len(counts)), counts + 1)
+    borders = np.take(ends, np.arange(len(content)) - content)
+    borders += content
+    return TokenRuns(borders, counts + 1, np.cumsum(counts) - counts)
 
 
 def _content_bytes(byte_lengths: np.ndarray, counts: np.ndarray, name: str) -> np.ndarray:

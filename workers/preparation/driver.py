@@ -178,10 +178,16 @@ def _on_cluster(
 ) -> Iterator[ShardReport]:
     import ray
 
-    from workers.cluster import connect, own_error
+    from workers.cluster import connect, own_error, worker_environment
 
     connect()
-    task = ray.remote(num_cpus=1, max_retries=3, label_selector=dict(node_labels) or None)(_apply)
+    task = ray.remote(
+        num_cpus=1,
+        max_retries=3,
+        label_selector=dict(node_labels) or None,
+        # Alignment is short work on large arrays: with malloc's own settings most of it is page faults.
+        runtime_env=worker_environment(1),
+    )(_apply)
     shared = ray.put(function)
     limit = max(IN_FLIGHT, 2 * (os.cpu_count() or 1))
     running: list[Any] = []
