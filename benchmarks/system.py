@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import paced
 from benchmarks.arms import describe
 from benchmarks.measuring import ROOT
@@ -42,6 +44,7 @@ from workers.student.stream import asked_steps
 SIZES = Sizes(vocab=paced.VOCAB, length=256, batch=8)
 STEP_SECONDS = 0.2
 PREFETCH_STEPS = 2
+PAUSE_SECONDS = 0.04
 WARM_STEPS = 3
 STUDY = [
     SCENARIOS["ce"],
@@ -205,20 +208,54 @@ def shares(jobs: int, seconds: float) -> dict[str, Any]:
     }
 
 
+class Echo:
+    """A bare Ray actor that answers at once: what Ray itself takes for the same question and answer."""
+
+    def __init__(self, answer: np.ndarray) -> None:
+        self._answer = answer
+
+    async def score(self, request: ScoreRequest) -> np.ndarray:
+        """An answer of the right size."""
+        return self._answer
+
+
 def round_trip(repeats: int) -> dict[str, float]:
-    """32 sequences of 256 tokens over Serve: milliseconds beyond the forward itself."""
+    """32 sequences of 256 tokens over Serve: milliseconds beyond the forward itself.
+
+    In turns with a bare Ray actor, and both once more after a pause as long as a short forward: a process that
+    has slept answers later, whatever the way.
+    """
+    import ray
+
     paced.deploy("round-trip", seconds_per_token=0.0, max_batch_tokens=32 * 256)
     request = request_of(SCENARIOS["reverse_calm"], replace(SIZES, batch=32))
     transport = ServeTransport(paced.lease("round-trip"))
-    beyond = []
-    for number in range(repeats + 20):
-        start = time.perf_counter()
-        answer = transport.submit(request).result()
-        spent = time.perf_counter() - start - answer.compute_seconds
-        if number >= 20:
-            beyond.append(1000 * spent)
+    answer = np.zeros(int((request.groups > 0).sum()), dtype=np.float32)
+    actor = ray.remote(num_cpus=0.1)(Echo).remote(answer)
+
+    def over_serve() -> float:
+        return transport.submit(request).result().compute_seconds
+
+    def over_actor() -> float:
+        ray.get(actor.score.remote(request))
+        return 0.0
+
+    found = {}
+    for pause, suffix in ((0.0, ""), (PAUSE_SECONDS, "_after_a_pause")):
+        taken: dict[str, list[float]] = {"serve": [], "actor": []}
+        for number in range(repeats + 20):
+            for name, ask in (("serve", over_serve), ("actor", over_actor)):
+                time.sleep(pause)
+                start = time.perf_counter()
+                compute = ask()
+                if number >= 20:
+                    taken[name].append(1000.0 * (time.perf_counter() - start - compute))
+        found[f"median_ms{suffix}"] = statistics.median(taken["serve"])
+        found[f"bare_actor_ms{suffix}"] = statistics.median(taken["actor"])
+        found[f"p95_ms{suffix}"] = statistics.quantiles(taken["serve"], n=20)[-1]
+    ray.kill(actor)
     transport.close()
-    return {"median_ms": statistics.median(beyond), "p95_ms": statistics.quantiles(beyond, n=20)[-1]}
+    return found
 
 
 def study(steps: int) -> dict[str, Any]:
