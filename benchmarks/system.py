@@ -222,8 +222,8 @@ class Echo:
 def round_trip(repeats: int) -> dict[str, float]:
     """32 sequences of 256 tokens over Serve: milliseconds beyond the forward itself.
 
-    In turns with a bare Ray actor, and both once more after a pause as long as a short forward: a process that
-    has slept answers later, whatever the way.
+    In turns with a bare Ray actor, and both once more after a pause as long as a short forward: a process
+    that has slept answers later, whatever the way.
     """
     import ray
 
