@@ -80,6 +80,14 @@ def test_all_statistics_of_one_pass_equal_the_plain_forms(keep_bytes: int) -> No
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_the_order_of_the_statistics_does_not_matter() -> None:
+    case = Case()
+    turned = case.statistics()[::-1]
+    values = list(statistics_of(case.hidden, case.head, turned, slice_size=SLICE))[::-1]
+    for ours, expected in zip(case.gradients(values), case.gradients(case.plain()), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("number", range(5))
 def test_each_statistic_alone_equals_its_plain_form(number: int) -> None:
     case = Case()
