@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tide_core.contracts.scores import TopKQuestion
+from tide_core.losses.head_pass import RunningSoftmax, columns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +82,25 @@ def hidden_bits(hidden: Float[Tensor, "masked hidden"]) -> npt.NDArray[np.uint16
 def _rows_log_probs(
     hidden: Tensor, head: Tensor, targets: Tensor, boundary: Tensor | None, vocab_slice: int
 ) -> Tensor:
-    """Running log-sum-exp over the slices; the target's logit is picked from the slice that holds it."""
-    normaliser = torch.full((hidden.shape[0],), -torch.inf, dtype=torch.float32, device=hidden.device)
-    in_boundary = normaliser.clone()
-    target_logits = torch.zeros_like(normaliser)
+    """Running log-sum-exp over the slices; the target's logit is picked from the slice that holds it.
+
+    Taken in float64 from float32 logits: where the teacher is sure, ``1 - p`` is far below what float32
+    keeps of a log-sum-exp, and Reverse CALM multiplies by its logarithm.
+    """
+    everything, inside = RunningSoftmax(len(hidden), hidden), RunningSoftmax(len(hidden), hidden)
+    target_logits = torch.zeros_like(everything.log_total)
     for start in range(0, head.shape[0], vocab_slice):
         logits = _float32_logits(hidden, head[start : start + vocab_slice])
-        normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=1))
-        local = targets - start
-        is_here = (local >= 0) & (local < logits.shape[1])
-        picked = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        target_logits = torch.where(is_here, picked, target_logits)
+        everything.add(logits)
+        is_here, column = columns_of(targets, start, logits.shape[1])
+        picked = logits.gather(1, column[:, None])[:, 0]
+        target_logits = torch.where(is_here, picked.double(), target_logits)
         if boundary is not None:
-            inside = logits.masked_fill_(~boundary[start : start + vocab_slice], -torch.inf)
-            in_boundary = torch.logaddexp(in_boundary, inside.logsumexp(dim=1))
+            inside.add(logits.masked_fill_(~boundary[start : start + vocab_slice], -torch.inf))
+    log_probs = (target_logits - everything.log_total).float()
     if boundary is None:
-        return target_logits - normaliser
-    return torch.stack([target_logits - normaliser, in_boundary - normaliser], dim=1)
+        return log_probs
+    return torch.stack([log_probs, (inside.log_total - everything.log_total).float()], dim=1)
 
 
 def _rows_top_k(
