@@ -37,6 +37,11 @@ _DTYPES = tuple(map(np.dtype, (np.float32, np.uint16, np.uint8)))
 _KEEP_AFTER_EVICTION = 0.9
 """Share of the bound that is left after an eviction, so that not every write evicts."""
 
+READOUT_VERSION = 2
+"""Raised when a teacher's answers change in digits that matter, so that older ones are not mixed in.
+
+2: log-sum-exps in float64."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
@@ -251,7 +256,8 @@ def sample_keys(request: ScoreRequest, fingerprint: str) -> list[str]:
     """A key for each sequence: 40 hexadecimal digits over everything that decides its answer."""
     # Bidirectional attention knows no blocks: their size does not decide anything.
     block_size = 0 if request.layout is Layout.BIDIRECTIONAL else request.block_size
-    head = f"{fingerprint}\0{request.layout}\0{block_size}\0{request.want}\0{request.top_k}\0".encode()
+    asked = f"{request.layout}\0{block_size}\0{request.want}\0{request.top_k}"
+    head = f"{READOUT_VERSION}\0{fingerprint}\0{asked}\0".encode()
     keys = []
     for start, end in pairwise(request.offsets.tolist()):
         digest = hashlib.blake2b(head, digest_size=20)
