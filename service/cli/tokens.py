@@ -190,14 +190,8 @@ def _with_database(
 def _described(row: ApiTokenRow) -> dict[str, Any]:
     from service.clock import utc_now
 
-    if row.revoked_at is not None:
-        status = "revoked"
-    elif row.expires_at is not None and row.expires_at <= utc_now():
-        status = "expired"
-    else:
-        status = "valid"
     moments = ("created_at", "last_used_at", "expires_at", "revoked_at")
-    return {"name": row.name, "role": str(row.role), "status": status} | {
+    return {"name": row.name, "role": str(row.role), "status": str(row.status(utc_now()))} | {
         moment: None if getattr(row, moment) is None else getattr(row, moment).isoformat()
         for moment in moments
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from service.clock import utc_now
 from service.db.session import Database
 from service.db.upsert import upsert
 from service.tokens import repository
-from service.tokens.tables import ApiTokenRow, Role
+from service.tokens.tables import ApiTokenRow, Role, TokenStatus
 from tide_core.contracts.errors import ConflictError, InvalidInputError, TideError
 
 BOOTSTRAP = "bootstrap"
@@ -126,20 +125,26 @@ async def identify(database: Database, token: str) -> Caller:
     Raises:
         UnauthorizedError: ``token_unknown``, ``token_revoked`` or ``token_expired``.
     """
-    token_hash, now = _hash(token), utc_now()
-    row = None
+    row, now = None, utc_now()
     if _FORM.fullmatch(token):
         async with database.read() as session:
-            row = await repository.by_hash(session, token_hash)
-    if row is None or not hmac.compare_digest(row.token_hash, token_hash):
+            row = await repository.by_hash(session, _hash(token))
+    if row is None:
         raise UnauthorizedError(
             "This token is unknown here. `tide tokens create`, run where the control plane runs, makes one.",
             code="token_unknown",
         )
-    if row.revoked_at is not None:
-        raise UnauthorizedError("This token was revoked. Ask the operator for another.", code="token_revoked")
-    if row.expires_at is not None and row.expires_at <= now:
-        raise UnauthorizedError("This token has expired. Ask the operator for another.", code="token_expired")
+    match row.status(now):
+        case TokenStatus.REVOKED:
+            raise UnauthorizedError(
+                "This token was revoked. Ask the operator for another.", code="token_revoked"
+            )
+        case TokenStatus.EXPIRED:
+            raise UnauthorizedError(
+                "This token has expired. Ask the operator for another.", code="token_expired"
+            )
+        case TokenStatus.VALID:
+            pass
     if row.last_used_at is None or row.last_used_at < now - _USE_NOTED_EVERY:
         async with database.write() as session:
             await repository.touch(session, row.name, now, unless_since=now - _USE_NOTED_EVERY)
@@ -149,7 +154,7 @@ async def identify(database: Database, token: str) -> Caller:
 async def is_valid(session: AsyncSession, caller: Caller) -> bool:
     """Whether the token that a caller came with has neither expired nor been revoked since."""
     row = await repository.get(session, caller.name)
-    return row.revoked_at is None and (row.expires_at is None or row.expires_at > utc_now())
+    return row.status(utc_now()) is TokenStatus.VALID
 
 
 def check_role(caller: Caller, method: str) -> None:

@@ -20,6 +20,14 @@ class Role(StrEnum):
     """Everything."""
 
 
+class TokenStatus(StrEnum):
+    """Whether a token lets its holder in."""
+
+    VALID = "valid"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+
+
 class ApiTokenRow(Base):
     """A bearer token. Revoked, it keeps its name, so that a job's `posted_by` means one token."""
 
@@ -35,3 +43,11 @@ class ApiTokenRow(Base):
     """To the minute, so that not every request writes."""
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    def status(self, now: datetime) -> TokenStatus:
+        """What the token is worth at a moment."""
+        if self.revoked_at is not None:
+            return TokenStatus.REVOKED
+        if self.expires_at is not None and self.expires_at <= now:
+            return TokenStatus.EXPIRED
+        return TokenStatus.VALID

@@ -13,7 +13,7 @@ from running_tide import Service, await_true, job_spec
 
 from service.orchestrator import embedded_ray
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS, DEADLINE_SECONDS = 800, 6
 
