@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.arms import FINGERPRINT, describe
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherLease
+from tide_core.models.reading import ReadPlaces
 from workers.teachers import app
 from workers.teachers.engine import EngineSettings, TeacherEngine
 
@@ -52,13 +53,13 @@ class PacedModel:
     def hidden_at(
         self,
         input_ids: Tensor,
-        read_index: Tensor,
+        places: ReadPlaces,
         attention_mask: object = None,
         position_ids: object = None,
     ) -> Tensor:
         """Hidden states that depend on the ids alone, when the time has passed."""
         start = time.monotonic()
-        states = self._embedding[input_ids.flatten()[read_index]]
+        states = self._embedding[input_ids.flatten()[places.index]]
         time.sleep(max(0.0, start + self._seconds_per_token * input_ids.numel() - time.monotonic()))
         return states
 

@@ -43,6 +43,9 @@ class TeacherSpec(Contract):
     quantisation: Quantisation = "none"
     """Hold the weights of linear layers and experts in 8 or 4 bits (8.5 or 4.5 with their scales), to fit a
     smaller device. Answers change: it is another teacher; docs/quantised-teachers.md says by how much."""
+    compile: bool = False
+    """Compile the teacher's layers (`torch.compile`): a replica takes minutes longer to start and answers
+    faster, most of all on a GPU; on a CPU it needs a C++ compiler."""
     attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
     """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
     top_k: int | None = Field(default=None, ge=1, le=65536)

@@ -36,7 +36,7 @@ from tide_core.models.loading import (
 )
 from tide_core.models.mask_token import find_mask_token
 from tide_core.models.quantisation import quantise_layer
-from tide_core.models.reading import read_places
+from tide_core.models.reading import ReadPlaces
 from tide_core.models.rotary import rotary_tables
 
 AttentionMask = (
@@ -174,14 +174,14 @@ class Decoder(nn.Module):
     def forward_at(
         self,
         input_ids: Int[Tensor, "batch seq"],
-        read_index: Int[Tensor, " masked"],
+        places: ReadPlaces,
         attention_mask: AttentionMask | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "masked hidden"]:
-        """``forward(...).flatten(0, 1)[read_index]``, without the last layer's work for the other places.
+        """``forward(...).flatten(0, 1)[places.index]``, without the last layer's work for the other places.
 
         Args:
-            read_index: places in the flattened ``[batch * seq]``, in any order.
+            places: what is read of the flattened ``[batch * seq]``, in any order.
             input_ids, attention_mask, position_ids: as in :meth:`forward`.
 
         Raises:
@@ -192,7 +192,6 @@ class Decoder(nn.Module):
         for layer in before:
             hidden = self._through(layer, hidden, context)
         assert isinstance(last, DecoderLayer)
-        places = read_places(read_index, *input_ids.shape)
         if self.activation_checkpointing and torch.is_grad_enabled():
             read = checkpoint(last.at, hidden, context, places, use_reentrant=False)
         else:
@@ -213,12 +212,12 @@ class Decoder(nn.Module):
     def hidden_at(
         self,
         input_ids: Int[Tensor, "batch seq"],
-        read_index: Int[Tensor, " masked"],
+        places: ReadPlaces,
         attention_mask: AttentionMask | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "masked hidden"]:
         """``forward_at`` without gradients: what a teacher's engine asks for."""
-        return self.forward_at(input_ids, read_index, attention_mask, position_ids)
+        return self.forward_at(input_ids, places, attention_mask, position_ids)
 
     def _begin(
         self,

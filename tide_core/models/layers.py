@@ -233,6 +233,12 @@ class DecoderLayer(nn.Module):
         """``forward`` at some places, for the last layer: nobody attends to what the others would become."""
         if isinstance(context.pattern, BlockMask):  # its kernel is made for all queries
             return self.forward(hidden, context).flatten(0, 1)[places.index]
+        return self.read(hidden, context, places)
+
+    def read(
+        self, hidden: Float[Tensor, "batch seq hidden"], context: LayerContext, places: ReadPlaces
+    ) -> Float[Tensor, "masked hidden"]:
+        """What :meth:`at` computes, apart from what is hooked to that: it may be compiled."""
         mixed = self.attention.at(self.attention_norm(hidden), context, places)
         read = hidden.flatten(0, 1)[places.index] + mixed
         return read + self.feed_forward(self.feed_forward_norm(read)[None])[0]  # type: ignore[no-any-return]

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tide_core.models.transfer import sent
+
 
 @dataclass(frozen=True)
 class ReadPlaces:
@@ -22,6 +24,10 @@ class ReadPlaces:
     index: Int[Tensor, " masked"]
     slot: Int[Tensor, " masked"]
     columns: Int[Tensor, "batch width"]
+
+    def to(self, device: torch.device) -> ReadPlaces:
+        """The same on a device."""
+        return ReadPlaces(*(sent(part, device) for part in (self.index, self.slot, self.columns)))
 
     def queries(self, values: Float[Tensor, "masked head dim"]) -> Float[Tensor, "batch head width dim"]:
         """Values of the places as attention takes them; slots without a place hold zeros."""
@@ -45,7 +51,10 @@ class ReadPlaces:
 
 
 def read_places(index: Int[Tensor, " masked"], batch: int, seq: int) -> ReadPlaces:
-    """Lay out the places ``index`` of a flattened ``[batch * seq]``."""
+    """Lay out the places ``index`` of a flattened ``[batch * seq]``.
+
+    On a device this waits for how many places the fullest row has: lay out on the host, then move.
+    """
     row = index.div(seq, rounding_mode="floor")
     counts = torch.zeros(batch, dtype=torch.int64, device=index.device)
     counts.scatter_add_(0, row, torch.ones_like(row))

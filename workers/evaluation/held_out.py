@@ -218,9 +218,7 @@ def _teacher_content(sample: PreparedSample) -> NDArray[np.bool_]:
 @torch.no_grad()
 def _hidden(student: BlockDiffusionStudent, inputs: NoisyInputs) -> Tensor:
     layout = inputs.layout
-    return student.forward_at(
-        inputs.input_ids, layout.masked_index, layout.attention_pattern, layout.position_ids
-    )
+    return student.forward_at(inputs.input_ids, inputs.places, layout.attention_pattern, layout.position_ids)
 
 
 def _nelbo_pass(

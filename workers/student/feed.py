@@ -16,6 +16,8 @@ from tide_core.contracts.objective import (
 )
 from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import CompactLayout, compact_layout
+from tide_core.models.reading import ReadPlaces, read_places
+from tide_core.models.transfer import sent
 from tide_core.objective_inputs import Normalisers
 from workers.student.drawing import DrawnSample, Recipe
 from workers.student.matching import ChunkMatch, PositionMatch, match_chunks, match_positions
@@ -30,7 +32,7 @@ class MicroBatch:
         input_ids: int64 [batch, kept].
         target_ids: int64 [masked], clean ids at the masked positions.
         masked_row: int64 [masked], batch row of each.
-        masked_index: int64 [masked], places in ``hidden.flatten(0, 1)``.
+        places: of the masked positions in ``hidden.flatten(0, 1)``.
         t: float32 [batch].
         row_maskable: int64 [batch], tokens of each row that may be masked.
         counts: this micro-batch's part of the step's normalisers.
@@ -43,7 +45,7 @@ class MicroBatch:
     input_ids: Int64[Tensor, "batch kept"]
     target_ids: Int64[Tensor, " masked"]
     masked_row: Int64[Tensor, " masked"]
-    masked_index: Int64[Tensor, " masked"]
+    places: ReadPlaces
     t: Float32[Tensor, " batch"]
     row_maskable: Int64[Tensor, " batch"]
     counts: Normalisers
@@ -56,14 +58,19 @@ class MicroBatch:
         if device == self.input_ids.device:
             return self
         moved = _moved(self, device)
-        return replace(moved, layout=_moved(self.layout, device), match=_moved(self.match, device))
+        return replace(
+            moved,
+            layout=_moved(self.layout, device),
+            places=self.places.to(device),
+            match=_moved(self.match, device),
+        )
 
 
 Part = TypeVar("Part", "MicroBatch", "NoisyInputs", CompactLayout, ChunkMatch | PositionMatch)
 
 
 def _moved(part: Part, device: torch.device) -> Part:
-    tensors: dict[str, Any] = {n: v.to(device) for n, v in vars(part).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Any] = {n: sent(v, device) for n, v in vars(part).items() if isinstance(v, Tensor)}
     return replace(part, **tensors)
 
 
@@ -85,7 +92,7 @@ def collate(drawn: Sequence[DrawnSample], recipe: Recipe, *, mask_token_id: int)
         input_ids=inputs.input_ids,
         target_ids=inputs.target_ids,
         masked_row=inputs.layout.masked_row,
-        masked_index=inputs.layout.masked_index,
+        places=inputs.places,
         t=torch.tensor([item.corruption.t for item in drawn], dtype=torch.float32),
         row_maskable=torch.tensor([item.corruption.maskable_tokens for item in drawn]),
         counts=_counts(drawn),
@@ -100,12 +107,15 @@ class NoisyInputs:
     """Sequences in the compact layout: what the student reads, and the clean tokens at the masked places."""
 
     layout: CompactLayout
+    places: ReadPlaces
     input_ids: Int64[Tensor, "batch kept"]
     target_ids: Int64[Tensor, " masked"]
 
     def to(self, device: torch.device) -> NoisyInputs:
         """The same on a device."""
-        return replace(_moved(self, device), layout=_moved(self.layout, device))
+        return replace(
+            _moved(self, device), layout=_moved(self.layout, device), places=self.places.to(device)
+        )
 
 
 def noisy_inputs(
@@ -126,7 +136,11 @@ def noisy_inputs(
     layout = compact_layout(torch.from_numpy(is_masked), torch.tensor(lengths), block_size)
     source = layout.source_position[layout.masked_row, layout.masked_column]
     return NoisyInputs(
-        layout, layout.input_ids(clean_ids, mask_token_id), clean_ids[layout.masked_row, source]
+        layout=layout,
+        # Here, on the host: on a device, the number of places would have to be waited for.
+        places=read_places(layout.masked_index, *layout.block.shape),
+        input_ids=layout.input_ids(clean_ids, mask_token_id),
+        target_ids=clean_ids[layout.masked_row, source],
     )
 
 

@@ -16,6 +16,7 @@ from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Me
 from tide_core.contracts.states import Phase
 from tide_core.data.batches import BatchPlan, micro_batches
 from tide_core.masks.block_attention import compact_length
+from tide_core.models.compiling import compile_layers
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective import Objective
 from tide_core.objective_inputs import Normalisers
@@ -37,7 +38,6 @@ from workers.student.step import (
     StepResult,
     Stopwatch,
     build_optimizer,
-    compile_layers,
     part_names,
 )
 from workers.student.stream import (

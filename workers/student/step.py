@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +80,7 @@ class ShareOfLoss(nn.Module):
         batch = scored.batch
         with self._precision():
             hidden = self.student.forward_at(
-                batch.input_ids, batch.masked_index, batch.layout.attention_pattern, batch.layout.position_ids
+                batch.input_ids, batch.places, batch.layout.attention_pattern, batch.layout.position_ids
             )
         output: ObjectiveOutput = self.objective.loss(
             ObjectiveInputs(
@@ -254,16 +253,6 @@ def build_optimizer(
         eps=epsilon,
         fused=True,
     )
-
-
-def compile_layers(student: BlockDiffusionStudent, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile each layer's forward, for any shape.
-
-    The forward alone, not the module's call: what is hooked to a module (gathering its parts, for one) stays
-    outside of the graph. Layers of one shape share one compilation.
-    """
-    for layer in student.layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
 class Stopwatch:

@@ -1,7 +1,8 @@
-"""The engine of a teacher replica: one queue for all jobs, one forward at a time, no Ray.
+"""The engine of a teacher replica: one queue for all jobs, one worker thread, no Ray.
 
 Requests of any thread are cut into sequences, gathered into batches of like lengths across jobs by the fair
-queue, answered by one worker thread, and put together again in the order of the request.
+queue, answered by one worker thread, and put together again in the order of the request. Where the device
+computes on its own, the thread prepares and launches the next forward before it waits for the present one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from torch import Tensor
 
 from tide_core.contracts.errors import (
     FingerprintMismatchError,
@@ -27,10 +30,11 @@ from tide_core.contracts.errors import (
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
 from tide_core.queueing.fair_queue import Entry, FairQueue
-from workers.teachers.forward import joined_values, score_samples
-from workers.teachers.layouts import Sample, footprint, samples_of
+from workers.teachers.forward import Scored, score_samples
+from workers.teachers.layouts import ForwardInput, Sample, footprint, forward_input, samples_of
 from workers.teachers.readout import Slices
 from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
+from workers.teachers.streams import Landing, Streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +76,22 @@ class _Pending:
     request: ScoreRequest
     future: Future[ScoreResponse]
     submitted: float
-    parts: list[Values]
+    parts: list[Values | Tensor]
     unanswered: int
+    stays: bool = False
     queue_seconds: float | None = None
     compute_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A forward that was launched: its sequences, what it leaves, and when it began."""
+
+    entries: list[Entry[_Part]]
+    inputs: ForwardInput
+    scored: Scored
+    landing: Landing
+    launched: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,7 @@ class TeacherEngine:
         settings: sizes; by default those that fit the model's device.
         begins_pretoken: which ids do (bool [vocab]); without it requests for boundaries are refused.
         recorder: counts; by default for :meth:`statistics` alone.
+        streams: what may happen at once; by default what suits the model's device.
 
     Use :meth:`close` when done: it ends the worker thread and refuses what still waits.
     """
@@ -110,12 +127,16 @@ class TeacherEngine:
         settings: EngineSettings | None = None,
         begins_pretoken: Bool[np.ndarray, " vocab"] | None = None,
         recorder: StatisticsRecorder | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self.model = model
+        self._device = model.lm_head.weight.device
+        self._streams = streams or Streams.of(self._device)
+        self._last_landing = 0.0
         self._begins_pretoken = begins_pretoken
         self.fingerprint = fingerprint
         self.tokenizer_fingerprint = tokenizer_fingerprint
-        self.settings = settings or EngineSettings.for_device(model.lm_head.weight.device)
+        self.settings = settings or EngineSettings.for_device(self._device)
         self._slices = Slices(self.settings.row_slice, self.settings.vocab_slice)
         self._queue: FairQueue[_Part] = FairQueue(self.settings.max_queued_tokens)
         self._changed = threading.Condition()
@@ -125,12 +146,15 @@ class TeacherEngine:
         self._worker = threading.Thread(target=self._work, name="teacher-engine", daemon=True)
         self._worker.start()
 
-    def submit(self, request: ScoreRequest, *, is_probe: bool = False) -> Future[ScoreResponse]:
+    def submit(
+        self, request: ScoreRequest, *, is_probe: bool = False, stays: bool = False
+    ) -> Future[ScoreResponse]:
         """Queue a request. The future gives the answer or a :class:`TideError`.
 
         Args:
             request: the question.
             is_probe: an attestation: it is taken even when the queue is full or the engine is quarantined.
+            stays: hidden states stay on the model's device, as a bfloat16 tensor; other wants come as ever.
 
         Raises:
             FingerprintMismatchError: the request wants another teacher.
@@ -138,13 +162,15 @@ class TeacherEngine:
             RetryableScoreError: the queue is full, or the engine is quarantined or closed.
         """
         self._check(request)
-        samples = samples_of(request)
+        stays = stays and request.want is Want.HIDDEN
+        samples = samples_of(request, stays=stays)
         pending = _Pending(
             request=request,
             future=Future(),
             submitted=time.monotonic(),
-            parts=[request.value_format(self.model.hidden_size).nothing() for _ in samples],
+            parts=[self._nothing(request, stays=stays) for _ in samples],
             unanswered=0,
+            stays=stays,
         )
         entries = [
             self._entry(pending, number, sample) for number, sample in enumerate(samples) if sample.masked
@@ -162,9 +188,9 @@ class TeacherEngine:
             self._finish(pending)
         return pending.future
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse:
+    async def score(self, request: ScoreRequest, *, stays: bool = False) -> ScoreResponse:
         """:meth:`submit`, for an event loop; cancelling the task cancels the request while it waits."""
-        return await asyncio.wrap_future(self.submit(request))
+        return await asyncio.wrap_future(self.submit(request, stays=stays))
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start, and what waits now."""
@@ -242,13 +268,41 @@ class TeacherEngine:
     def _work(self) -> None:
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
-        while True:
-            with self._changed:
+        self._streams.enter()
+        aloft: _Flight | None = None
+        while (batch := self._next(is_idle=aloft is None)) is not None:
+            aloft = self._advance(batch, aloft)
+        if aloft is not None:
+            self._land(aloft)
+
+    def _next(self, *, is_idle: bool) -> list[Entry[_Part]] | None:
+        """The next batch, None at the end; while a forward is under way, at once and perhaps empty."""
+        with self._changed:
+            if is_idle:
                 self._changed.wait_for(lambda: self._closed or self._queue.tokens)
-                if self._closed:
-                    return
-                batch = self._queue.take(self.settings.max_batch_tokens)
-            self._serve([entry for entry in batch if self._starts(entry.payload.pending)])
+            if self._closed:
+                return None
+            batch = self._queue.take(self.settings.max_batch_tokens) if self._queue.tokens else []
+        return [entry for entry in batch if self._starts(entry.payload.pending)]
+
+    def _advance(self, batch: list[Entry[_Part]], aloft: _Flight | None) -> _Flight | None:
+        """Launch a batch, then wait for the one before it; what is still under way after both."""
+        flight, error = None, None
+        try:
+            flight = self._launched(batch) if batch else None
+        except Exception as failure:
+            error = failure
+        if aloft is not None:
+            self._land(aloft)
+        if error is not None:
+            self._streams.settle()
+            # The forward before it held memory too: what was alone may fit now.
+            self._halve(batch, error, may_repeat=aloft is not None)
+            return None
+        if flight is not None and flight.landing.is_ready():
+            self._land(flight)
+            return None
+        return flight
 
     def _starts(self, pending: _Pending) -> bool:
         """Whether a request is still wanted; from its first forward on it cannot be cancelled."""
@@ -259,23 +313,47 @@ class TeacherEngine:
             pending.queue_seconds = time.monotonic() - pending.submitted
         return not pending.future.done()
 
+    def _launched(self, entries: list[Entry[_Part]]) -> _Flight:
+        launched = time.monotonic()
+        samples = [entry.payload.sample for entry in entries]
+        with self._streams.preparing():
+            inputs = forward_input(samples, self.model.mask_token_id, self._device)
+        scored = score_samples(self.model, samples, inputs, self._slices, self._begins_pretoken)
+        return _Flight(entries, inputs, scored, self._streams.landing(scored.on_host()), launched)
+
     def _serve(self, entries: list[Entry[_Part]]) -> None:
-        """Answer a batch; when it fails, halve it until the one at fault is alone with its error."""
+        """Answer a batch with nothing else under way."""
         if not entries:
             return
-        start = time.monotonic()
         try:
-            samples = [entry.payload.sample for entry in entries]
-            values = score_samples(self.model, samples, self._slices, self._begins_pretoken)
+            flight = self._launched(entries)
         except Exception as error:
-            if len(entries) > 1:
-                half = len(entries) // 2
-                self._serve(entries[:half])
-                self._serve([entry for entry in entries[half:] if not entry.payload.pending.future.done()])
-            else:
-                self._fail(entries, _as_score_error(error))
+            self._streams.settle()
+            self._halve(entries, error, may_repeat=False)
+        else:
+            self._land(flight)
+
+    def _halve(self, entries: list[Entry[_Part]], error: Exception, *, may_repeat: bool) -> None:
+        """After a failure: halve the batch until the sequence at fault is alone with its error."""
+        if len(entries) == 1 and not may_repeat:
+            self._fail(entries, _as_score_error(error))
             return
-        seconds = time.monotonic() - start
+        half = len(entries) // 2
+        self._serve(entries[:half])
+        self._serve([entry for entry in entries[half:] if not entry.payload.pending.future.done()])
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for a forward and hand out its values."""
+        try:
+            values = flight.scored.parts(flight.landing.wait())
+        except Exception as error:  # of the device, which tells of it late
+            self._fail(flight.entries, _as_score_error(error))
+            return
+        now = time.monotonic()
+        # While an earlier forward ran, this one only waited for the device.
+        seconds = now - max(flight.launched, self._last_landing)
+        self._last_landing = now
+        entries = flight.entries
         tokens = sum(entry.tokens for entry in entries)
         padded = sum(entry.rows for entry in entries) * max(entry.length for entry in entries)
         with self._changed:
@@ -283,19 +361,41 @@ class TeacherEngine:
                 entries, padded=padded, budget=self.settings.max_batch_tokens, seconds=seconds
             )
         for entry, part in zip(entries, values, strict=True):
-            pending = entry.payload.pending
-            pending.parts[entry.payload.number] = part
-            pending.compute_seconds += seconds * entry.tokens / tokens
-            pending.unanswered -= 1
-            if not pending.unanswered and not pending.future.done():
-                self._finish(pending)
+            if isinstance(part, TideError):
+                self._fail([entry], part)
+            else:
+                self._answer(entry, part, seconds * entry.tokens / tokens)
+
+    def _answer(self, entry: Entry[_Part], part: Values | Tensor, seconds: float) -> None:
+        """Put one sequence's values into its request, which may be whole then."""
+        pending = entry.payload.pending
+        pending.parts[entry.payload.number] = part
+        pending.compute_seconds += seconds
+        pending.unanswered -= 1
+        if not pending.unanswered and not pending.future.done():
+            self._finish(pending)
+
+    def _nothing(self, request: ScoreRequest, *, stays: bool) -> Values | Tensor:
+        """The values of a sequence in which nothing is masked."""
+        if stays:
+            return torch.empty(0, self.model.hidden_size, dtype=torch.bfloat16, device=self._device)
+        return request.value_format(self.model.hidden_size).nothing()
+
+    def _joined(self, pending: _Pending) -> Values | Tensor:
+        """The values of several sequences, one after the other."""
+        if not pending.stays:
+            return cast(Values, np.concatenate(cast(list[Values], pending.parts)))
+        joined = torch.cat(cast(list[Tensor], pending.parts))
+        # Another process reads it, on a stream that knows nothing of ours.
+        self._streams.settle()
+        return joined
 
     def _finish(self, pending: _Pending) -> None:
         with self._changed:
             self._recorder.answered(pending.queue_seconds or 0.0)
         pending.future.set_result(
             ScoreResponse(
-                values=joined_values(pending.parts),
+                values=cast(Values, self._joined(pending)),
                 fingerprint=self.fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 queue_seconds=pending.queue_seconds or 0.0,

@@ -23,6 +23,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import block_causal_mask, compact_layout_two_views
+from tide_core.models.reading import ReadPlaces, read_places
+from tide_core.models.transfer import sent
 
 VIEWS = (FIRST_VIEW, SECOND_VIEW)
 
@@ -38,6 +40,7 @@ class Sample:
         block_size: tokens in a block.
         want: what is read at the masked tokens.
         top_k: what TOP_K asks for.
+        stays: its values are wanted on the teacher's device, not on the host.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -46,6 +49,7 @@ class Sample:
     block_size: int
     want: Want
     top_k: TopKQuestion | None = None
+    stays: bool = False
 
     @property
     def masked(self) -> int:
@@ -75,17 +79,17 @@ class ForwardInput:
         attention_mask: bool [batch, seq] (keys that are not padding) or [batch, 1, seq, seq], or the latter
             as FlexAttention's block mask; None when every token sees every other, which lets the device take
             its fastest attention.
-        read_index: int64 [masked], places of the masked tokens in the flattened [batch * seq], sample after
-            sample, in the order of each sample's tokens.
+        places: of the masked tokens in the flattened [batch * seq], sample after sample, in the order of
+            each sample's tokens.
     """
 
     input_ids: Int[Tensor, "batch seq"]
     position_ids: Int[Tensor, "batch seq"]
     attention_mask: Bool[Tensor, "batch seq"] | Bool[Tensor, "batch 1 seq seq"] | BlockMask | None
-    read_index: Int[Tensor, " masked"]
+    places: ReadPlaces
 
 
-def samples_of(request: ScoreRequest) -> list[Sample]:
+def samples_of(request: ScoreRequest, *, stays: bool = False) -> list[Sample]:
     """The sequences of a request, as views into its arrays."""
     bounds = request.offsets.tolist()
     return [
@@ -96,6 +100,7 @@ def samples_of(request: ScoreRequest) -> list[Sample]:
             block_size=request.block_size,
             want=request.want,
             top_k=request.top_k,
+            stays=stays,
         )
         for start, end in pairwise(bounds)
     ]
@@ -165,17 +170,19 @@ def _noised_input(samples: Sequence[Sample], mask_token_id: int, device: torch.d
         input_ids[row, :length] = np.where(groups == view, mask_token_id, ids)
         row_of[number, view] = row
     lengths = [length for _, _, length in rows]
+    # Laid out on the host: on a device, the number of reads would have to be waited for.
+    index = torch.from_numpy(_noised_places(samples, row_of, seq_len))
     return ForwardInput(
-        input_ids=torch.from_numpy(input_ids).to(device),
+        input_ids=sent(torch.from_numpy(input_ids), device),
         position_ids=torch.arange(seq_len, device=device).expand(len(rows), seq_len),
         attention_mask=_noised_mask(samples[0], lengths, device),
-        read_index=torch.from_numpy(_noised_places(samples, row_of, seq_len)).to(device),
+        places=read_places(index, *input_ids.shape).to(device),
     )
 
 
 def _noised_mask(sample: Sample, lengths: list[int], device: torch.device) -> Tensor | None:
     seq_len = max(lengths)
-    ends = torch.tensor(lengths, device=device)
+    ends = sent(torch.tensor(lengths), device)
     if sample.layout is Layout.BLOCK_CAUSAL:
         return block_causal_mask(ends, seq_len, sample.block_size)
     if min(lengths) == seq_len:
@@ -206,11 +213,11 @@ def _staircase_input(samples: Sequence[Sample], mask_token_id: int, device: torc
         clean[row, : sample.token_ids.size] = sample.token_ids
         groups[row, : sample.groups.size] = sample.groups
     layout = compact_layout_two_views(
-        torch.from_numpy(groups).to(device), lengths.to(device), samples[0].block_size
+        sent(torch.from_numpy(groups), device), sent(lengths, device), samples[0].block_size
     )
     return ForwardInput(
-        input_ids=layout.input_ids(torch.from_numpy(clean).to(device), mask_token_id),
+        input_ids=layout.input_ids(sent(torch.from_numpy(clean), device), mask_token_id),
         position_ids=layout.position_ids,
         attention_mask=layout.attention_pattern,
-        read_index=layout.masked_index,
+        places=read_places(layout.masked_index, *layout.block.shape),
     )

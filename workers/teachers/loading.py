@@ -12,6 +12,7 @@ from tide_core.alignment.boundaries import begins_pretoken
 from tide_core.alignment.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherDescription
+from tide_core.models.compiling import compile_layers
 from tide_core.models.fingerprint import fingerprint
 from tide_core.models.quantisation import memory_bytes, parameter_count
 from tide_core.models.teachers.adapter import architecture_of, load_teacher
@@ -77,6 +78,8 @@ def load_for_serving(
         device=device,
         quantisation=teacher.quantisation,
     )
+    if teacher.compile:
+        compile_layers(model)
     description = TeacherDescription(
         fingerprint=fingerprint(folder, dtype, teacher.quantisation),
         tokenizer_fingerprint=tokenizer_fingerprint(folder),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from tide_core.contracts.scores import TopKQuestion
+from tide_core.contracts.scores import TopKQuestion, Values
 from tide_core.losses.head_pass import RunningSoftmax, columns_of
 
 
@@ -54,7 +53,7 @@ def top_k_bytes(
     question: TopKQuestion,
     *,
     slices: Slices,
-) -> UInt8[np.ndarray, "masked bytes"]:
+) -> UInt8[Tensor, "masked bytes"]:
     """The likeliest ids of each row with their logits and the tails' masses, in the question's row format.
 
     Args:
@@ -63,20 +62,24 @@ def top_k_bytes(
         question: how many ids, and at which temperatures.
         slices: bound of the logits that are held at a time.
     """
-    answer = np.zeros(hidden.shape[0], question.row_format)
-    for start in range(0, hidden.shape[0], slices.rows):
-        rows = slice(start, start + slices.rows)
-        ids, logits, tails = _rows_top_k(hidden[rows], head[: question.vocab], question, slices.vocab)
-        answer["ids"][rows] = ids.cpu().numpy()
-        answer["logits"][rows] = logits.cpu().numpy()
-        answer["log_tails"][rows] = tails.cpu().numpy()
-    return answer.view(np.uint8).reshape(hidden.shape[0], question.row_format.itemsize)
+    head = head[: question.vocab]
+    return torch.cat(
+        [_rows_bytes(rows, head, question, slices.vocab) for rows in torch.split(hidden, slices.rows)]
+    )
 
 
-def hidden_bits(hidden: Float[Tensor, "masked hidden"]) -> npt.NDArray[np.uint16]:
-    """Hidden states as the bits of bfloat16 numbers, uint16 ``[masked, hidden]``."""
-    bits = hidden.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16)
-    return np.ascontiguousarray(bits)
+def as_values(answer: Tensor) -> Values:
+    """An answer on the host as the contract has it: bfloat16 numbers become their bits, uint16."""
+    if answer.dtype == torch.bfloat16:
+        return answer.view(torch.int16).numpy().view(np.uint16)
+    return answer.numpy()
+
+
+def _rows_bytes(hidden: Tensor, head: Tensor, question: TopKQuestion, vocab_slice: int) -> Tensor:
+    """The fields of ``question.row_format`` one after the other, without gaps."""
+    ids, logits, tails = _rows_top_k(hidden, head, question, vocab_slice)
+    fields = (ids.to(torch.int32), logits.to(torch.float16), tails)
+    return torch.cat([field.contiguous().view(torch.uint8) for field in fields], dim=1)
 
 
 def _rows_log_probs(

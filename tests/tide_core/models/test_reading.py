@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tide_core.models.decoder import Decoder
 from tide_core.models.quantisation import quantise_layer
+from tide_core.models.reading import read_places
 from workers.teachers.tiny import tiny_teacher
 
 BATCH, SEQ = 3, 12
@@ -42,8 +43,8 @@ def gradients(model: Decoder, read: Tensor) -> list[Tensor]:
 )
 def test_equals_the_whole_forward(model: Decoder, kind: str, index: list[int]) -> None:
     ids = torch.randint(0, 256, (BATCH, SEQ), generator=torch.Generator().manual_seed(1))
-    places, mask = torch.tensor(index), pattern(kind)
-    whole = model(ids, mask).flatten(0, 1)[places]
+    places, mask = read_places(torch.tensor(index), BATCH, SEQ), pattern(kind)
+    whole = model(ids, mask).flatten(0, 1)[places.index]
     read = model.forward_at(ids, places, mask)
     torch.testing.assert_close(read, whole, rtol=1e-5, atol=1e-5)
     for one, other in zip(gradients(model, read), gradients(model, whole), strict=True):
@@ -52,7 +53,7 @@ def test_equals_the_whole_forward(model: Decoder, kind: str, index: list[int]) -
 
 def test_checkpointed_and_frozen_forms_give_the_same(model: Decoder) -> None:
     ids = torch.randint(0, 256, (BATCH, SEQ), generator=torch.Generator().manual_seed(1))
-    places = torch.tensor([3, 20, 21])
+    places = read_places(torch.tensor([3, 20, 21]), BATCH, SEQ)
     read = model.forward_at(ids, places)
     frozen = model.hidden_at(ids, places)
     assert not frozen.requires_grad
@@ -67,10 +68,11 @@ def test_a_quantised_model_reads_what_it_computes() -> None:
     model = tiny_teacher("wedlm", seed=2)
     for layer in model.layers:
         quantise_layer(layer, "int8", "layer")
-    ids, places = torch.arange(2 * SEQ).view(2, SEQ), torch.tensor([1, 15, 3])
-    torch.testing.assert_close(model.hidden_at(ids, places), model.hidden(ids).flatten(0, 1)[places])
+    ids, places = torch.arange(2 * SEQ).view(2, SEQ), read_places(torch.tensor([1, 15, 3]), 2, SEQ)
+    torch.testing.assert_close(model.hidden_at(ids, places), model.hidden(ids).flatten(0, 1)[places.index])
 
 
 def test_nothing_to_read(model: Decoder) -> None:
-    read = model.forward_at(torch.zeros(BATCH, SEQ, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    nothing = read_places(torch.zeros(0, dtype=torch.long), BATCH, SEQ)
+    read = model.forward_at(torch.zeros(BATCH, SEQ, dtype=torch.long), nothing)
     assert read.shape == (0, model.hidden_size)

@@ -108,7 +108,7 @@ def test_the_layout_holds_the_noisy_and_the_clean_copy() -> None:
     assert batch.request is None
     clean = [item.sample.student_ids[item.corruption.is_masked] for item in drawn]
     assert batch.target_ids.tolist() == np.concatenate(clean).tolist()
-    assert (batch.input_ids.flatten()[batch.masked_index] == MASK).all()
+    assert (batch.input_ids.flatten()[batch.places.index] == MASK).all()
     assert batch.layout.block.max() < 32 // BLOCK
 
 

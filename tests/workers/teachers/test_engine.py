@@ -20,6 +20,7 @@ from tide_core.contracts.errors import (
 )
 from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.models.decoder import Decoder
+from tide_core.models.reading import ReadPlaces
 from workers.teachers.engine import EngineSettings, TeacherEngine
 from workers.teachers.tiny import MASK_ID, VOCAB_SIZE
 
@@ -224,7 +225,7 @@ class Spy:
     def hidden_at(
         self,
         input_ids: Tensor,
-        read_index: Tensor,
+        places: ReadPlaces,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
@@ -233,7 +234,7 @@ class Spy:
         self.shapes.append(tuple(input_ids.shape))
         if self.poison is not None and bool((input_ids == self.poison).any()):
             raise RuntimeError("poisoned")
-        hidden = self.model.hidden_at(input_ids, read_index, attention_mask, position_ids)
+        hidden = self.model.hidden_at(input_ids, places, attention_mask, position_ids)
         return hidden * float("nan") if self.is_nan else hidden
 
 

@@ -14,6 +14,7 @@ from tide_core.contracts.job import Quantisation
 from tide_core.models.decoder import AttentionMask, Decoder
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.headers import read_config
+from tide_core.models.reading import ReadPlaces
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
 from tide_core.models.teachers.wedlm import WeDLMModel
@@ -52,7 +53,7 @@ class TeacherModel(Protocol):
     def hidden_at(
         self,
         input_ids: Int[Tensor, "batch seq"],
-        read_index: Int[Tensor, " masked"],
+        places: ReadPlaces,
         attention_mask: AttentionMask | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "masked hidden"]:
