@@ -8,6 +8,7 @@ device. With small sizes everything runs on a CPU too, which is how the tests ke
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.arms import TideArm
-from benchmarks.measuring import in_a_fresh_process, median_seconds, synchronise
+from benchmarks.measuring import alternate, in_a_fresh_process, median_seconds, synchronise
 from benchmarks.naive.models import with_expert_loop
 from benchmarks.pieces import teacher_flops
 from benchmarks.scenario import (
@@ -25,14 +26,20 @@ from benchmarks.scenario import (
     Sizes,
     as_json,
     batch_of,
+    recipe,
     samples,
     student,
     teacher,
 )
 from benchmarks.step import ARMS, LEARNING_RATE, MODULE, as_flags
+from tide_core.contracts.scores import ScoreRequest
+from tide_core.models.compiling import compile_layers
 from workers.scores.prefetcher import Prefetcher
-from workers.student.feed import MicroBatch
+from workers.student.drawing import draw
+from workers.student.feed import MicroBatch, collate
 from workers.student.stream import answers_of, asked_steps
+from workers.teachers.engine import EngineSettings, TeacherEngine
+from workers.teachers.streams import Streams
 
 TRUE_SIZES = Sizes(vocab=TRUE_VOCAB, length=512, batch=8, true_size=1)
 WARM_STEPS = 2
@@ -51,6 +58,61 @@ def forwards(sizes: Sizes, device: str, *, repeats: int) -> dict[str, Any]:
     found["expert_loop_seconds"] = median_seconds(partial(looped.hidden, ids), repeats=repeats)
     found["grouped_over_loop"] = found["expert_loop_seconds"] / found["mixture"]["seconds"]
     return found
+
+
+def engine(
+    sizes: Sizes, device: str, *, repeats: int, backend: str = "inductor", requests: int = 24
+) -> dict[str, Any]:
+    """A queue of questions through the dense teacher's engine: one forward after the other, with inputs and
+    answers on streams of their own, and with compiled layers besides.
+
+    Args:
+        sizes: length and batch of a question.
+        device: of the teacher.
+        repeats: of each, in turns.
+        backend: of `torch.compile`.
+        requests: questions that wait at once.
+    """
+    model = teacher("dense", sizes, dtype=device_dtype(device), device=device)
+    questions = _questions(sizes, requests)
+    settings = EngineSettings(max_batch_tokens=2 * sizes.batch * sizes.length)
+    common: dict[str, Any] = {"fingerprint": "", "tokenizer_fingerprint": "", "settings": settings}
+    serial = TeacherEngine(model, streams=Streams(), **common)
+    streamed = TeacherEngine(model, **common)
+    spent = alternate(
+        {
+            "serial": partial(_answer_all, serial, questions),
+            "streams": partial(_answer_all, streamed, questions),
+        },
+        repeats=repeats,
+    )
+    compile_layers(model, backend)
+    # Two rounds to compile for any shape before it counts.
+    spent["compiled"] = median_seconds(partial(_answer_all, streamed, questions), repeats=repeats, warmup=2)
+    for each in (serial, streamed):
+        each.close()
+    tokens = requests * sizes.batch * sizes.length
+    return {
+        "seconds": spent,
+        "tokens_per_second": {name: tokens / seconds for name, seconds in spent.items()},
+        "streams_over_serial": spent["serial"] / spent["streams"],
+        "compiled_over_eager": spent["streams"] / spent["compiled"],
+    }
+
+
+def _questions(sizes: Sizes, requests: int) -> list[ScoreRequest]:
+    """Distinct questions of pipeline B: hidden states in the staircase layout."""
+    scenario = SCENARIOS["kl"]
+    asked = recipe(scenario, sizes)
+    rows = samples(scenario, sizes, requests)
+    drawn = [[draw(row, 0, asked) for row in batch_of(rows, sizes, number)] for number in range(requests)]
+    batches = [collate(each, asked, mask_token_id=sizes.mask_id) for each in drawn]
+    return [batch.request for batch in batches if batch.request is not None]
+
+
+def _answer_all(served: TeacherEngine, questions: Sequence[ScoreRequest]) -> None:
+    for future in [served.submit(question) for question in questions]:
+        future.result()
 
 
 def steps(scenario: Scenario, sizes: Sizes, device: str, *, repeats: int) -> dict[str, Any]:
@@ -107,6 +169,7 @@ def measure(sizes: Sizes = TRUE_SIZES, device: str = "cuda", *, repeats: int = 5
     chosen = [SCENARIOS["reverse_calm"], SCENARIOS["tidal_compdemo"]]
     return {
         "forwards": forwards(longer, device, repeats=repeats),
+        "engine": engine(sizes, device, repeats=repeats),
         "steps": [steps(scenario, sizes, device, repeats=repeats) for scenario in chosen],
         "waiting": {
             scenario.name: waiting(scenario, sizes, device, number_of_steps=2 * repeats)

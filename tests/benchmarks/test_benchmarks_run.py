@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,19 @@ def test_gpu_code_runs_on_the_cpu() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.slow
+def test_gpu_engine_runs_on_the_cpu() -> None:
+    script = (
+        "import json; from benchmarks import gpu; from benchmarks.scenario import Sizes;"
+        f"print(json.dumps(gpu.engine({SMALL!r}, 'cpu', repeats=1, backend='eager', requests=3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["seconds"]) == {"serial", "streams", "compiled"}
+    assert all(value > 0 for value in found["tokens_per_second"].values())
+
+
 def test_gpu_steps_run_in_processes_of_their_own() -> None:
     found = gpu.steps(SCENARIOS["reverse_calm"], SMALL, "cpu", repeats=1)
     assert found["seconds"].keys() == found["peak_bytes"].keys() == {"naive", "tide"}
