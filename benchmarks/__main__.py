@@ -24,15 +24,16 @@ from benchmarks.scenario import SCENARIOS, Sizes
 from benchmarks.step import compare, measure_time, vocabulary_growth
 
 AIMED = ("reverse_calm", "tidal_compdemo")
-QUICK_REPEATS, REPEATS = 3, 5
+REPEATS = 3
+GROWTH_STRETCH = 3
+"""Steps of a turn where only the shape of a curve is looked for."""
 TOKENS_OF_A_BATCH = 2048
 
 
 def step(*, is_quick: bool) -> dict[str, Any]:
     """Every scenario at the stated sizes; when quick, those with an aim."""
     names = AIMED if is_quick else tuple(SCENARIOS)
-    repeats = QUICK_REPEATS if is_quick else REPEATS
-    return {name: compare(SCENARIOS[name], Sizes(), repeats=repeats) for name in names}
+    return {name: compare(SCENARIOS[name], Sizes(), repeats=REPEATS) for name in names}
 
 
 def vocabulary_memory(*, is_quick: bool) -> list[dict[str, Any]]:
@@ -50,7 +51,10 @@ def growth(*, is_quick: bool) -> dict[str, Any]:
     vocabularies = [replace(short, vocab=n) for n in (2_000, 8_000, 32_000, 152_000)]
     curves = {"length": lengths, "batch": batches, "vocab": vocabularies}
     return {
-        axis: [measure_time(scenario, each, repeats=1 if is_quick else QUICK_REPEATS) for each in curve]
+        axis: [
+            measure_time(scenario, each, repeats=1 if is_quick else REPEATS, stretch=GROWTH_STRETCH)
+            for each in curve
+        ]
         for axis, curve in curves.items()
     }
 

@@ -30,18 +30,20 @@ WARM_SIZES = Sizes(
 """A step of these sizes loads what is loaded on first use, so that it is not counted as the step's memory."""
 
 
-def time_both(scenario: Scenario, sizes: Sizes, *, repeats: int, warmup: int, device: str) -> dict[str, Any]:
+def time_both(
+    scenario: Scenario, sizes: Sizes, *, repeats: int, warmup: int, device: str, stretch: int = STRETCH
+) -> dict[str, Any]:
     """Median seconds of a step of both arms, taken in turns, and how far their first losses lie apart.
 
     A turn is a stretch of steps that begins with nothing asked and ends with nothing under way, so that what
     Tide's arm does ahead falls into its own time.
     """
     arms = {name: _arm(name, scenario, sizes, device) for name in ARMS}
-    rows = samples(scenario, sizes, (warmup + repeats) * STRETCH)
+    rows = samples(scenario, sizes, (warmup + repeats) * stretch)
     losses: dict[str, list[float]] = {name: [] for name in ARMS}
-    calls = {name: _running(arm, rows, sizes, losses[name]) for name, arm in arms.items()}
+    calls = {name: _running(arm, rows, sizes, losses[name], stretch) for name, arm in arms.items()}
     taken = {
-        name: spent / STRETCH for name, spent in alternate(calls, repeats=repeats, warmup=warmup).items()
+        name: spent / stretch for name, spent in alternate(calls, repeats=repeats, warmup=warmup).items()
     }
     for arm in arms.values():
         arm.close()
@@ -49,7 +51,7 @@ def time_both(scenario: Scenario, sizes: Sizes, *, repeats: int, warmup: int, de
         "scenario": scenario.name,
         "sizes": as_json(sizes),
         "repeats": repeats,
-        "steps_a_turn": STRETCH,
+        "steps_a_turn": stretch,
         "seconds": taken,
         "ratio": taken["naive"] / taken["tide"],
         # Before the first update both arms hold the same weights.
@@ -65,7 +67,9 @@ def time_one(
     arm = _arm(name, scenario, sizes, device)
     rows = samples(scenario, sizes, (warmup + repeats) * STRETCH)
     losses: list[float] = []
-    spent = median_seconds(_running(arm, rows, sizes, losses), repeats=repeats, warmup=warmup) / STRETCH
+    spent = (
+        median_seconds(_running(arm, rows, sizes, losses, STRETCH), repeats=repeats, warmup=warmup) / STRETCH
+    )
     arm.close()
     return {"scenario": scenario.name, "arm": name, "seconds": spent, "first_loss": losses[0]}
 
@@ -101,9 +105,11 @@ def measure_memory(name: str, scenario: Scenario, sizes: Sizes) -> dict[str, Any
     return found
 
 
-def measure_time(scenario: Scenario, sizes: Sizes, *, repeats: int, warmup: int = 1) -> dict[str, Any]:
+def measure_time(
+    scenario: Scenario, sizes: Sizes, *, repeats: int, warmup: int = 1, stretch: int = STRETCH
+) -> dict[str, Any]:
     """:func:`time_both` in a fresh process with the allocator settings of a trainer."""
-    counts = ["--repeats", str(repeats), "--warmup", str(warmup)]
+    counts = ["--repeats", str(repeats), "--warmup", str(warmup), "--stretch", str(stretch)]
     found: dict[str, Any] = in_a_fresh_process(MODULE, ["time", scenario.name, *counts, *as_flags(sizes)])
     return found
 
@@ -153,12 +159,14 @@ def _arm(name: str, scenario: Scenario, sizes: Sizes, device: str) -> Arm:
     )
 
 
-def _running(arm: Arm, rows: list[PreparedSample], sizes: Sizes, losses: list[float]) -> Callable[[], object]:
+def _running(
+    arm: Arm, rows: list[PreparedSample], sizes: Sizes, losses: list[float], stretch: int
+) -> Callable[[], object]:
     """A call that takes the next stretch of steps; each arm goes through the same samples."""
 
     def call() -> None:
         first = len(losses)
-        steps = [batch_of(rows, sizes, first + number) for number in range(STRETCH)]
+        steps = [batch_of(rows, sizes, first + number) for number in range(stretch)]
         losses.extend(arm.run(steps, LEARNING_RATE))
 
     return call
@@ -186,6 +194,7 @@ def main() -> None:
     parser.add_argument("--arm", choices=ARMS, default="tide")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--stretch", type=int, default=STRETCH, help="steps of a turn")
     parser.add_argument("--device", default="cpu")
     add_size_flags(parser)
     arguments = parser.parse_args()
@@ -197,7 +206,7 @@ def main() -> None:
         if arguments.what == "one":
             result = time_one(arguments.arm, scenario, sizes, **counts, device=arguments.device)
         else:
-            result = time_both(scenario, sizes, **counts, device=arguments.device)
+            result = time_both(scenario, sizes, **counts, device=arguments.device, stretch=arguments.stretch)
     print(json.dumps(result))
 
 
