@@ -114,9 +114,9 @@ def measure_time(
     return found
 
 
-def compare(scenario: Scenario, sizes: Sizes, *, repeats: int) -> dict[str, Any]:
+def compare(scenario: Scenario, sizes: Sizes, *, repeats: int, stretch: int) -> dict[str, Any]:
     """Time and memory of both arms."""
-    result = measure_time(scenario, sizes, repeats=repeats)
+    result = measure_time(scenario, sizes, repeats=repeats, stretch=stretch)
     memory = {name: measure_memory(name, scenario, sizes)["bytes"] for name in ARMS}
     return result | {"peak_bytes": memory, "memory_share": memory["tide"] / memory["naive"]}
 

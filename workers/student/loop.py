@@ -357,5 +357,5 @@ def spec_digest(spec: ResolvedJobSpec, prepared: str) -> str:
     """Names what a training state belongs to: the spec, less labels, placement and pace, and the data."""
     placement = dict.fromkeys(("name", "metadata", "resources", "evaluation", "checkpoints"), True)
     pace = {"micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "compile"}
-    parts = spec.model_dump_json(exclude={**placement, "hyperparameters": pace})
+    parts = spec.model_dump_json(exclude={**placement, "hyperparameters": pace, "teacher": {"compile"}})
     return hashlib.blake2b(f"{parts}\n{prepared}".encode(), digest_size=16).hexdigest()

@@ -28,7 +28,7 @@ from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Me
 from workers.reporting.recording import RecordingReporter
 from workers.scores.cache import CachingTransport, ScoreCache
 from workers.student.drawing import draw
-from workers.student.loop import _micro_batches, train
+from workers.student.loop import _micro_batches, spec_digest, train
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 COMBINATIONS = [(variant, pipeline) for pipeline in (A, B) for variant in Variant]
@@ -234,6 +234,22 @@ def test_the_states_of_another_spec_are_refused(bench: Bench) -> None:
     with pytest.raises(CheckpointError) as caught:
         bench.train(tiny_spec(Variant.NONE, A, steps=3))
     assert caught.value.code == "foreign_checkpoint"
+
+
+def test_pace_and_placement_leave_the_states_valid() -> None:
+    spec = tiny_spec(Variant.NONE, A, steps=2)
+    assert spec.teacher is not None
+    paced = spec.model_copy(
+        update={
+            "teacher": spec.teacher.model_copy(update={"compile": True}),
+            "hyperparameters": spec.hyperparameters.model_copy(update={"micro_batch_size": 1}),
+            "resources": spec.resources.model_copy(update={"prefetch_steps": 5}),
+        }
+    )
+    assert spec_digest(paced, "data") == spec_digest(spec, "data")
+    other = spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"quantisation": "int8"})})
+    assert spec_digest(other, "data") != spec_digest(spec, "data")
+    assert spec_digest(spec, "other data") != spec_digest(spec, "data")
 
 
 def test_a_damaged_state_is_passed_over(bench: Bench) -> None:
