@@ -272,7 +272,8 @@ class TestForwards:
         assert whole.asked is not None
         assert parts.asked is not None
         assert parts.asked.trainer_memory.device_bytes < whole.asked.trainer_memory.device_bytes
-        assert parts.asked.seconds_per_step >= 0.99 * whole.asked.seconds_per_step
+        # What the exchange costs, the update of an eighth of the weights may win back, and little more.
+        assert parts.asked.seconds_per_step >= 0.95 * whole.asked.seconds_per_step
         assert any("not held against runs" in note for note in parts.notes)
 
 
