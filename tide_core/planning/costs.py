@@ -7,7 +7,7 @@ and writes whole tensors, as counted in :mod:`tide_core.planning.traffic`.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from tide_core.contracts.plan import DeviceKind
@@ -50,11 +50,26 @@ class Work:
     kernels: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        # Written out: a simulation adds up works by the hundred thousand.
+        return Work(
+            self.flops + other.flops,
+            self.wide_flops + other.wide_flops,
+            self.product_bytes + other.product_bytes,
+            self.elementwise_bytes + other.elementwise_bytes,
+            self.tile_bytes + other.tile_bytes,
+            self.kernels + other.kernels,
+        )
 
     def times(self, factor: float) -> Work:
         """So many times this work."""
-        return Work(*(mine * factor for mine in astuple(self)))
+        return Work(
+            self.flops * factor,
+            self.wide_flops * factor,
+            self.product_bytes * factor,
+            self.elementwise_bytes * factor,
+            self.tile_bytes * factor,
+            self.kernels * factor,
+        )
 
     @property
     def all_flops(self) -> float:
@@ -146,8 +161,10 @@ def forward(shape: ModelShape, places: Places, precision: Precision, *, is_group
     width, everywhere = WIDTH[precision], places.tokens
     total = _ends(shape, places, traffic.SERVED, width)
     for read, dense, sparse in _layers(shape, places):
-        total = total + _products(shape, places, read, width, is_sparse=False).times(dense)
-        total = total + _products(shape, places, read, width, is_sparse=True).times(sparse)
+        if dense:
+            total = total + _products(shape, places, read, width, is_sparse=False).times(dense)
+        if sparse:
+            total = total + _products(shape, places, read, width, is_sparse=True).times(sparse)
         own = traffic.layer_bytes(shape, traffic.SERVED, width, everywhere, read)
         gated = traffic.SERVED.gate.bytes(width) * read * shape.feed_forward
         routed = traffic.mixture_bytes(shape, width, read)
@@ -209,7 +226,7 @@ def accumulation(parameters: float) -> Work:
 
 
 def gathering(parameters: float) -> Work:
-    """Copies of a student in parts, each micro-batch: whole weights out of the gather, twice, gradients in."""
+    """Copies of a student in parts, each micro-batch: weights out of the gather, twice, and gradients in."""
     return Work(elementwise_bytes=6.0 * WIDTH["float32"] * parameters)
 
 

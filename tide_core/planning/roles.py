@@ -25,6 +25,7 @@ from tide_core.planning.noise import DrawnSequences
 # Kernels of a tile, views left out: forward and backward of a clean token's statistic and of a comparison,
 # and a readout's.
 _TOKEN_KERNELS, _POSITION_KERNELS, _READOUT_KERNELS = 41.0, 56.0, 22.0
+_MASKED_ROUNDING = 16
 _MICRO_BATCH_BYTES = 34
 """Of a token drawn ahead: ids, position, copy and block number in int64, two bools."""
 _REQUEST_BYTES = 5
@@ -312,6 +313,17 @@ class TeacherRole:
     def batch_seconds(self, rows: float, length: float, masked: float) -> Seconds:
         """Time of one forward and its readout."""
         return costs.seconds(self.batch(rows, length, masked), self.kind, self.precision)
+
+    def pace(self, rows: float, length: float, masked: float) -> float:
+        """Seconds of a forward for the simulation, which asks very often: masked tokens rounded up to 16."""
+        size = rows, length, -(-masked // _MASKED_ROUNDING) * _MASKED_ROUNDING
+        if size not in self._paces:
+            self._paces[size] = self.batch_seconds(*size).total
+        return self._paces[size]
+
+    @cached_property
+    def _paces(self) -> dict[tuple[float, float, float], float]:
+        return {}
 
     def cost(self, replicas: int) -> StepCost:
         """All of a step's questions on so many replicas.
