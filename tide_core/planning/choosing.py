@@ -24,7 +24,7 @@ LARGEST_BATCH = 8192
 """Sequences of a step above which nothing is simulated."""
 _MOST_SPARE = 4
 """Times the replicas that the mean needs, beyond which none is tried."""
-_SHOWN_SEQUENCES, _COMPARED_SEQUENCES = 12_000, 4_000
+_SHOWN_SEQUENCES, _COMPARED_SEQUENCES = 8_000, 3_000
 _FEWEST_STEPS, _MOST_STEPS = 12, 400
 _SLICE_BATCH, _SLICE_PROCESSES = 512, 8
 """A larger step is simulated on a slice of the cluster, with at least so many trainers and replicas."""
@@ -139,8 +139,8 @@ def _fewest_replicas(pace: Pace, candidate: Candidate, enough: float) -> Candida
     low, high = trimmed(candidate).replicas, candidate.replicas
     if pace(candidate.with_replicas(low)) <= enough:
         return candidate.with_replicas(low)
-    # To a twentieth: draws tell no finer.
-    while high - low > max(1, low // 20):
+    # To a tenth: draws tell no finer.
+    while high - low > max(1, low // 10):
         middle = (low + high) // 2
         if pace(candidate.with_replicas(middle)) <= enough:
             high = middle
