@@ -22,8 +22,9 @@ WIDTH = {"float32": 4, "bfloat16": 2}
 # Kernels that a layer starts, views left out: forward and backward of a dense one; what a mixture starts more
 # in its forward, and each expert of a looped one (gather, two products, gate, weigh, add).
 _LAYER_KERNELS, _BACKWARD_KERNELS, _SPARSE_KERNELS, _EXPERT_KERNELS = 51, 94, 24, 7
-# Of casts under autocast: activations and weights there and back.
-_CAST_KERNELS = 30
+# Casts: a served layer's norms in a narrow dtype; under autocast activations and weights, there and back.
+# Around the layers: embedding, positions, rotation's tables, places that are read, final norm.
+_SERVED_CASTS, _TRAINED_CASTS, _END_KERNELS = 8, 30, 40
 _OPTIMISER_PASSES = 10
 """AdamW reads weight, gradient and both moments and writes three; the norm reads, clipping reads and writes
 the gradient once more."""
@@ -168,10 +169,11 @@ def forward(shape: ModelShape, places: Places, precision: Precision, *, is_group
         own = traffic.layer_bytes(shape, traffic.SERVED, width, everywhere, read)
         gated = traffic.SERVED.gate.bytes(width) * read * shape.feed_forward
         routed = traffic.mixture_bytes(shape, width, read)
+        started = _LAYER_KERNELS + (_SERVED_CASTS if precision != "float32" else 0)
         looped = 0.0 if shape.mixture is None or is_grouped else shape.mixture.expected_experts(read)
         total = total + Work(
             elementwise_bytes=(dense + sparse) * own + dense * gated + sparse * routed,
-            kernels=(dense + sparse) * _LAYER_KERNELS + sparse * (_SPARSE_KERNELS + looped * _EXPERT_KERNELS),
+            kernels=(dense + sparse) * started + sparse * (_SPARSE_KERNELS + looped * _EXPERT_KERNELS),
         )
     return total
 
@@ -216,7 +218,7 @@ def training(shape: ModelShape, places: Places, precision: Precision, *, is_chec
     if precision != "float32":  # there, and again for each recomputing; their gradients back
         casts = 3.0 if is_checkpointed else 2.0
         casting = Work(elementwise_bytes=casts * (WIDTH["float32"] + width) * shape.layer_matrices(0))
-        total = total + casting + Work(kernels=float(_CAST_KERNELS * shape.layers))
+        total = total + casting + Work(kernels=float(_TRAINED_CASTS * shape.layers))
     return total
 
 
@@ -309,4 +311,4 @@ def _ends(shape: ModelShape, places: Places, passes: traffic.LayerPasses, width:
     if places.read < places.tokens:
         gathered += traffic.READ_HIDDEN.bytes(width) * shape.hidden
         gathered += traffic.READ_QUERIES.bytes(width) * shape.query_width
-    return Work(elementwise_bytes=looked_up + final + places.read * gathered)
+    return Work(elementwise_bytes=looked_up + final + places.read * gathered, kernels=_END_KERNELS)
