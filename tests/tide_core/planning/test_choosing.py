@@ -6,28 +6,16 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from test_capacity_plan import CROSS, SHARED, plan, spec_of
+from planned_pairs import CROSS, SHARED, plan, spec_of, step_of
 
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
-from tide_core.contracts.plan import DataExpectations
 from tide_core.planning import choosing
 from tide_core.planning.choosing import choose_by, slice_of
 from tide_core.planning.kinds import KINDS
-from tide_core.planning.models import PUBLISHED, model_shape
-from tide_core.planning.noise import draw_sequences
 from tide_core.planning.placing import Candidate, fastest, trimmed
-from tide_core.planning.roles import Step
 
 H100 = KINDS["h100-80g"]
-
-
-def step_of(spec: ResolvedJobSpec) -> Step:
-    assert spec.student.model is not None
-    student, teacher = (
-        model_shape(PUBLISHED[name], name) for name in (spec.student.model, spec.teacher.model)
-    )
-    return Step(spec, draw_sequences(spec, DataExpectations()), student, teacher)
 
 
 def with_batch(spec: ResolvedJobSpec, batch: int) -> ResolvedJobSpec:

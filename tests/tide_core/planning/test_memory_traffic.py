@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from kernel_traffic import TrafficCounter, traffic
+from planned_pairs import CROSS, spec_of, step_of
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import TopKQuestion, Want
 from tide_core.losses.fused_linear import ReverseDivergence, TargetLogProbs, TidalDivergence
 from tide_core.losses.head_pass import Statistic, statistics_of
@@ -24,7 +26,9 @@ from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning import costs
 from tide_core.planning import traffic as passes
 from tide_core.planning.costs import Places
+from tide_core.planning.kinds import KINDS
 from tide_core.planning.models import ModelShape, model_shape
+from tide_core.planning.roles import TrainerRole
 from workers.teachers.readout import Slices, target_log_probs, top_k_bytes
 
 ROWS, LENGTH = 4, 64
@@ -134,6 +138,43 @@ def test_products_of_a_forward_that_is_read_in_places(fields: dict[str, Any]) ->
         model.forward_at(torch.zeros(ROWS, LENGTH, dtype=torch.long), read)
     planned = costs.forward(shape, Places(ROWS, LENGTH, len(read)), "float32", is_grouped=False).flops
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_seconds_by_what_takes_them() -> None:
+    """Two precisions side by side, products against their loading, tiles at their own bandwidth."""
+    kind = KINDS["h100-80g"].model_copy(
+        update={
+            "float32_flops": 1e12,
+            "bfloat16_flops": 4e12,
+            "memory_bandwidth": 1e10,
+            "matrix_efficiency": 0.5,
+            "bandwidth_efficiency": 0.5,
+            "dispatch_seconds": 0.0,
+        }
+    )
+    work = costs.Work(
+        flops=8e12, wide_flops=1e12, product_bytes=1e10, elementwise_bytes=1e10, tile_bytes=2e10
+    )
+    found = costs.seconds(work, kind, "bfloat16")
+    # 8 / (4 x 0.5) and 1 / (1 x 0.5); 3e10 bytes at half of 1e10 a second.
+    assert (found.compute, found.memory) == (pytest.approx(4.0 + 2.0), pytest.approx(6.0))
+    cached = kind.model_copy(update={"tile_bandwidth": 4e10})
+    assert costs.seconds(work, cached, "bfloat16").memory == pytest.approx(2.0 + 0.5)
+    assert costs.seconds(work, kind, "float32").compute == pytest.approx(16.0 + 2.0)
+
+
+def test_a_students_head_is_multiplied_in_float32() -> None:
+    found = [
+        TrainerRole(step_of(spec), KINDS["h100-80g"]).micro_batch(8, 64)
+        for spec in (CROSS, spec_of(Pipeline.CROSS_TOKENIZER, "none"))
+    ]
+    for work in found:
+        # Three products, and those logits again that are not kept.
+        masked = 8 * float(step_of(CROSS).sizes.masked.mean())
+        vocab, hidden = 151936, 1024
+        again = 1 - 2**29 / (4 * masked * vocab)
+        assert again > 0
+        assert work.wide_flops == pytest.approx((3 + again) * 2 * masked * vocab * hidden, rel=1e-6)
 
 
 MASKED, VOCAB, HIDDEN = 256, 4096, 16
