@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from service.orchestrator.environment import compute_environment
 from tide_core.alignment.coverage import CoverageReport
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
 from tide_core.contracts.objective import Pipeline
@@ -294,7 +296,9 @@ def _child(what: str, options: argparse.Namespace) -> dict[str, Any]:
     words = [sys.executable, __file__, "--child", what]
     for option in ("steps", "length", "batch", "vocab"):
         words += [f"--{option}", str(getattr(options, option))]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    # As real workers have it: memory that is given back and taken again each step would count as work.
+    environment = os.environ | compute_environment(threads=1)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

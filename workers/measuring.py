@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from tide_core.contracts.plan import DeviceKind
+from tide_core.planning.traffic import RUNNING
 
 Clock = Callable[[], float]
 
@@ -65,6 +66,8 @@ class _Sizes:
 _CPU_SIZES = _Sizes(matrix=1024, copied=2**25, tokens=2048, hidden=256)
 _GPU_SIZES = _Sizes(matrix=8192, copied=2**30, tokens=16384, hidden=2048)
 _LINK_BYTES = 2**26
+_TILE = (512, 512)
+"""Rows and ids of a CPU's tile: as a teacher's readout, and as many as one of the losses'."""
 
 
 def measure_device(
@@ -107,6 +110,7 @@ def _measured(watch: _Stopwatch) -> DeviceKind:
         link_bandwidth=_loopback_bandwidth(),
         matrix_efficiency=min(1.0, _decoder_flops(watch, usual, sizes) / peaks[usual]),
         bandwidth_efficiency=min(1.0, _gate_bandwidth(watch, usual, sizes) / bandwidth),
+        tile_bandwidth=None if is_gpu else _tile_bandwidth(watch),
         dispatch_seconds=_dispatch_seconds(watch),
         is_accelerator=is_gpu,
     )
@@ -145,6 +149,17 @@ def _gate_bandwidth(watch: _Stopwatch, dtype: torch.dtype, sizes: _Sizes) -> flo
     gate, up = (torch.ones(sizes.tokens, inner, dtype=dtype, device=watch.device) for _ in range(2))
     moved = 5.0 * sizes.tokens * inner * gate.element_size()
     return moved / watch.seconds(lambda: functional.silu(gate) * up)
+
+
+def _tile_bandwidth(watch: _Stopwatch) -> float:
+    """Bytes a second through a tile of logits: peak, exponentials and sum, counted as a plan counts."""
+    logits = torch.zeros(_TILE)
+
+    def run() -> None:
+        weights = (logits - logits.amax(dim=1)[:, None]).exp_()
+        weights.sum(dim=1, dtype=torch.float64)
+
+    return 4.0 * RUNNING * logits.numel() / watch.seconds(run, repeats=51)
 
 
 def _dispatch_seconds(watch: _Stopwatch) -> float:

@@ -37,6 +37,8 @@ def test_a_cpu_is_measured_and_the_threads_are_given_back() -> None:
     # Wide bounds: what any machine does that can run the tests.
     assert 1e8 < kind.float32_flops < 1e14
     assert 1e8 < kind.memory_bandwidth < 1e13
+    assert kind.tile_bandwidth is not None
+    assert 1e8 < kind.tile_bandwidth < 1e13
     assert 1e7 < kind.link_bandwidth < 1e12
     assert 1e-8 < kind.dispatch_seconds < 1e-3
 

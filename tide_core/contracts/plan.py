@@ -33,6 +33,8 @@ class DeviceKind(Contract):
     """Share of the peak that the matrix products of a decoder reach."""
     bandwidth_efficiency: Share = 0.8
     """Share of the memory bandwidth that element-wise kernels reach."""
+    tile_bandwidth: Rate | None = None
+    """Bytes a second through tiles of logits that stay in a CPU's cache; none: as through the memory."""
     dispatch_seconds: float = Field(default=5e-6, ge=0, le=1)
     """Time to start one kernel."""
     is_accelerator: bool = True

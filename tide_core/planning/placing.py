@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tide_core.contracts.errors import InvalidInputError
@@ -96,6 +97,10 @@ class Candidate:
             return latency, "latency"
         return slowest, "trainer" if own == slowest else "teacher" if theirs == slowest else "wire"
 
+    def with_replicas(self, replicas: int) -> Candidate:
+        """The same with another number of replicas."""
+        return replace(self, replicas=replicas)
+
     @property
     def fits(self) -> bool:
         """Whether every process finds its memory."""
@@ -121,15 +126,15 @@ def shortage(candidate: Candidate) -> str | None:
     return None
 
 
-def best(step: Step, groups: list[Group]) -> Candidate:
-    """The fastest placement; of equally fast ones that with the fewest devices.
+def fastest(step: Step, groups: list[Group], count: int) -> list[Candidate]:
+    """The fastest placements in the mean that fit, each with all devices that its trainers leave.
 
     Raises:
         InvalidInputError: ``does_not_fit``: no placement has the memory.
     """
     found = [candidate for candidate in _candidates(step, groups) if candidate.fits]
     if found:
-        return _trimmed(min(found, key=lambda candidate: (candidate.seconds, candidate.devices)))
+        return heapq.nsmallest(count, found, key=lambda candidate: (candidate.seconds, candidate.devices))
     reasons = dict.fromkeys(filter(None, map(shortage, _candidates(step, groups))))
     raise InvalidInputError(
         "The job does not fit this cluster. " + " ".join(list(reasons)[:4]),
@@ -227,23 +232,19 @@ def _trainer_counts(step: Step, most: int) -> Iterator[int]:
         number = (step.batch - 1) // (share - 1) + 1
 
 
-def _trimmed(candidate: Candidate) -> Candidate:
-    """Without the replicas that make nothing faster."""
+def trimmed(candidate: Candidate) -> Candidate:
+    """Without the replicas that make nothing faster in the mean."""
     if candidate.teacher is None or candidate.shares_devices:
         return candidate
     low, high = 1, candidate.replicas
     target = candidate.seconds * (1.0 + 1e-9)
     while low < high:
         middle = (low + high) // 2
-        if _with_replicas(candidate, middle).seconds <= target:
+        if candidate.with_replicas(middle).seconds <= target:
             high = middle
         else:
             low = middle + 1
-    return _with_replicas(candidate, high)
-
-
-def _with_replicas(candidate: Candidate, replicas: int) -> Candidate:
-    return Candidate(candidate.step, candidate.trainer, candidate.trainers, candidate.teacher, replicas)
+    return candidate.with_replicas(high)
 
 
 def _trainer_shortage(candidate: Candidate, own: ProcessMemory) -> str:

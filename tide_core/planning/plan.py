@@ -16,19 +16,15 @@ from tide_core.contracts.plan import (
     NoiseExpectations,
     Placement,
     Plan,
-    Simulated,
 )
 from tide_core.contracts.teacher import wanted
+from tide_core.planning.choosing import LARGEST_BATCH, choose, simulated
 from tide_core.planning.kinds import groups_of
 from tide_core.planning.models import ModelShape, model_shape
 from tide_core.planning.noise import draw_sequences
-from tide_core.planning.placing import Candidate, asked, balanced_ratio, best
+from tide_core.planning.placing import Candidate, asked, balanced_ratio
 from tide_core.planning.roles import Step
-from tide_core.planning.simulation import SimulatedJob, SimulatedPool, simulate
 
-_SIMULATED_SEQUENCES = 40_000
-_FEWEST_STEPS, _MOST_STEPS = 16, 400
-_LARGEST_SIMULATED_BATCH = 8192
 _UNEVEN = 1.1
 """Ratio of simulated to mean pace above which a plan says so."""
 
@@ -57,7 +53,7 @@ def make_plan(
         student, teacher: their configs; the teacher's may be left out when the job asks it nothing.
         cluster: the devices.
         data: what sequences look like.
-        is_simulated: also simulate the placements, unless their steps are very large.
+        is_simulated: choose by the simulation, and simulate what is shown, unless steps are very large.
 
     Raises:
         CheckpointError: a config lacks sizes.
@@ -69,14 +65,16 @@ def make_plan(
     sizes = draw_sequences(spec, data)
     step = Step(spec, sizes, student_shape, teacher_shape if wanted(spec) is not None else None)
     steps = total_steps(spec, data)
-    chosen = best(step, groups)
+    is_too_large = is_simulated and step.batch > LARGEST_BATCH
+    is_simulated = is_simulated and not is_too_large
+    choice = choose(step, groups, is_simulated=is_simulated)
+    chosen = choice.candidate
     wish, problem = asked(step, groups)
-    notes = _notes(step, data, chosen, sum(count for _, count in groups))
+    notes = [*_notes(step, data, chosen, sum(count for _, count in groups)), choice.reason]
+    if is_too_large:
+        notes.append(f"Not simulated: a step of more than {LARGEST_BATCH} sequences.")
     if problem:
         notes.append(problem)
-    if is_simulated and step.batch > _LARGEST_SIMULATED_BATCH:
-        notes.append(f"Not simulated: a step of more than {_LARGEST_SIMULATED_BATCH} sequences.")
-        is_simulated = False
     shown = _shown(chosen, steps, is_simulated=is_simulated)
     played = shown.simulated
     if played is not None and played.seconds_per_step > _UNEVEN * shown.seconds_per_step:
@@ -108,32 +106,6 @@ def total_steps(spec: ResolvedJobSpec, data: DataExpectations) -> int | None:
     if data.rows is None or hyper.epochs is None:
         return None
     return max(1, math.ceil(hyper.epochs * data.rows / hyper.global_batch_size - 1e-9))
-
-
-def simulated(candidate: Candidate) -> Simulated | None:
-    """A placement, event by event; None without a teacher or when it shares a device with the trainer."""
-    teacher = candidate.teacher
-    if teacher is None or candidate.shares_devices:
-        return None
-    requests, sequences = candidate.trainer.shares(candidate.trainers)
-    step = candidate.step
-    steps = min(_MOST_STEPS, max(_FEWEST_STEPS, _SIMULATED_SEQUENCES // step.batch))
-    job = SimulatedJob(
-        trainers=candidate.trainers,
-        requests=requests,
-        sequences=sequences,
-        trainer_seconds=candidate.trainer.cost(candidate.trainers).process_seconds,
-        depth=step.spec.resources.prefetch_steps,
-        sizes=step.sizes,
-        row_bytes=step.row_bytes,
-    )
-    pool = SimulatedPool(
-        replicas=candidate.replicas,
-        budget=teacher.budget,
-        batch_seconds=lambda rows, length, masked: teacher.batch_seconds(rows, length, masked).total,
-        link_bandwidth=min(teacher.kind.link_bandwidth, candidate.trainer.kind.link_bandwidth),
-    )
-    return simulate([job], pool, steps)[0]
 
 
 def _shown(candidate: Candidate, steps: int | None, *, is_simulated: bool) -> Placement:

@@ -11,16 +11,21 @@ from tide_core.contracts.objective import (
     ChunkTerm,
     CrossEntropyTerm,
     PositionTerm,
+    ReverseKLTerm,
     temperatures,
 )
 from tide_core.contracts.plan import DeviceKind, ProcessMemory, StepCost
 from tide_core.contracts.scores import Layout, TopKQuestion, Want, value_format
 from tide_core.contracts.teacher import wanted
-from tide_core.planning import costs, memory
+from tide_core.planning import costs, memory, traffic
 from tide_core.planning.costs import Precision, Seconds, Work
 from tide_core.planning.models import ModelShape
 from tide_core.planning.noise import DrawnSequences
 
+# Kernels of a tile, views left out: forward and backward of a clean token's statistic and of a comparison,
+# and a readout's.
+_TOKEN_KERNELS, _POSITION_KERNELS, _READOUT_KERNELS = 41.0, 56.0, 22.0
+_MASKED_ROUNDING = 16
 _MICRO_BATCH_BYTES = 34
 """Of a token drawn ahead: ids, position, copy and block number in int64, two bools."""
 _REQUEST_BYTES = 5
@@ -78,13 +83,6 @@ class Step:
         asked = _REQUEST_BYTES * self.sizes.teacher_tokens + 8
         return self.batch * (asked + self.row_bytes * float(self.sizes.teacher_masked.mean()))
 
-    @cached_property
-    def head_statistics(self) -> int:
-        """What the pass over the student's LM head reads of it: one value a row and statistic."""
-        terms = [term for term in self.spec.objective if term.weight > 0]
-        tokens = any(isinstance(term, CrossEntropyTerm | ChunkTerm) for term in terms)
-        return int(tokens) + sum(isinstance(term, PositionTerm) for term in terms)
-
 
 @dataclass(frozen=True)
 class TrainerRole:
@@ -121,7 +119,10 @@ class TrainerRole:
         micro_batches, rows = self.shares(trainers)
         one, parameters = self.micro_batch(rows, micro_batches * rows), self.step.student.parameters
         own = parameters / trainers if self.is_sharded else parameters
-        work = one.times(micro_batches) + costs.update(own)
+        between = costs.update(own) + costs.accumulation(own).times(micro_batches - 1)
+        if self.is_sharded:
+            between = between + costs.gathering(parameters).times(micro_batches)
+        work = one.times(micro_batches) + between
         time = costs.seconds(work, self.kind, self.precision)
         exposed = self._exposed_exchange(trainers, micro_batches, one)
         limit = (
@@ -129,8 +130,8 @@ class TrainerRole:
         )
         number = self.step.batch / rows
         return StepCost(
-            flops=one.flops * number,
-            memory_traffic_bytes=one.traffic * number + costs.update(own).traffic * trainers,
+            flops=one.all_flops * number,
+            memory_traffic_bytes=one.traffic * number + between.traffic * trainers,
             process_seconds=time.total + exposed,
             limited_by=limit,
         )
@@ -139,10 +140,14 @@ class TrainerRole:
         """Forward, loss and backward of one micro-batch of a trainer's share."""
         step, hyper = self.step, self.step.spec.hyperparameters
         length = step.sizes.padded_kept(rows, share)
+        masked = rows * float(step.sizes.masked.mean())
         layers = costs.training(
-            step.student, rows, length, self.precision, is_checkpointed=hyper.activation_checkpointing
+            step.student,
+            costs.Places(rows, length, masked),
+            self.precision,
+            is_checkpointed=hyper.activation_checkpointing,
         )
-        return layers + self._loss(rows * float(step.sizes.masked.mean()))
+        return layers + costs.head_gradient(step.student) + self._loss(masked)
 
     def memory(self, trainers: int) -> ProcessMemory:
         """Memory of a trainer among so many."""
@@ -179,24 +184,54 @@ class TrainerRole:
         return replace(self, step=replace(self.step, spec=spec))
 
     def _loss(self, masked: float) -> Work:
-        """The terms at the masked rows: one pass over the LM head forward, and one backward."""
-        step, student = self.step, self.step.student
-        width = costs.WIDTH[self.precision]
-        one = costs.head_product(masked, student.vocab, student.hidden, width)
+        """The terms at the masked rows: one pass over the LM head forward, and one backward.
+
+        The student's products are in float32 in any precision, since its last norm's result is.
+        """
+        student = self.step.student
+        tile = memory.LOSS_SLICE[self.kind.is_accelerator]
         own_again, theirs_again = self._multiplied_again(masked)
+        one = costs.head_product(masked, student.vocab, student.hidden, costs.WIDTH["float32"])
         # Scores, the gradient of the rows, the gradient of the head, and the scores that were not kept.
-        products = replace(one, elementwise_bytes=0.0).times(3.0 + own_again)
-        passing = Work(elementwise_bytes=4.0 * one.elementwise_bytes * step.head_statistics)
-        kernels = 2.0 * costs.sliced_kernels(
-            masked, student.vocab, memory.LOSS_SLICE[self.kind.is_accelerator]
-        )
-        total = products + passing + Work(kernels=kernels * step.head_statistics)
-        if step.want is Want.HIDDEN and step.teacher is not None:
-            theirs = costs.head_product(masked, step.shared_vocab, step.teacher.hidden, width)
-            total = total + theirs.times((1.0 + theirs_again) * len(self._position_terms))
-        if step.want is Want.TOP_K:  # the student's own likeliest ids
-            total = total + one.times(float(len(self._position_terms)))
-        return total + Work(elementwise_bytes=12.0 * student.head)
+        products = replace(one, flops=0.0, wide_flops=one.flops).times(3.0 + own_again)
+        written = costs.tiles(masked, student.vocab, 1.0 + own_again + traffic.GRADIENT_READS)
+        numbers = masked * student.hidden * costs.slices(masked, student.vocab, tile)
+        summed = Work(tile_bytes=4.0 * traffic.SLICE_SUM_PASSES * numbers)
+        total = products + written + summed
+        if self._reads_tokens:
+            total = total + self._statistic(masked, student.vocab, traffic.TOKEN_PASSES, _TOKEN_KERNELS)
+        for term in self._position_terms:
+            total = total + self._comparison(masked, term, theirs_again)
+        return total
+
+    def _comparison(self, masked: float, term: PositionTerm, again: float) -> Work:
+        """What a term that compares positions reads: a teacher's logits, or buckets of the student's own."""
+        step, vocab = self.step, self.step.shared_vocab
+        if step.want is Want.TOP_K:  # the student's own likeliest ids are looked for first
+            own = costs.head_product(masked, vocab, step.student.hidden, costs.WIDTH["float32"])
+            found = replace(own, flops=0.0, wide_flops=own.flops)
+            found = found + costs.tiles(masked, vocab, traffic.CANDIDATE_PASSES)
+            return found + self._statistic(masked, vocab, traffic.BUCKET_PASSES, _POSITION_KERNELS)
+        passes = traffic.REVERSE_PASSES if isinstance(term, ReverseKLTerm) else traffic.TIDAL_PASSES
+        compared = self._statistic(masked, vocab, passes, _POSITION_KERNELS)
+        if step.teacher is None:
+            return compared
+        width = costs.WIDTH[self.precision]
+        product = costs.head_product(masked, vocab, step.teacher.hidden, width).times(1.0 + again)
+        # Written once in its own dtype, and cast for the comparison, forward and backward.
+        written = traffic.Passes(own=1.0 + again, casts=2.0).bytes(width) * masked * vocab
+        return compared + product + Work(tile_bytes=written)
+
+    def _statistic(self, masked: float, vocab: float, passes: float, kernels: float) -> Work:
+        tile = memory.LOSS_SLICE[self.kind.is_accelerator]
+        started = kernels * costs.slices(masked, vocab, tile)
+        return costs.tiles(masked, vocab, passes) + Work(kernels=started)
+
+    @property
+    def _reads_tokens(self) -> bool:
+        """Whether a term takes log-probabilities of clean tokens."""
+        terms = self.step.spec.objective
+        return any(isinstance(term, CrossEntropyTerm | ChunkTerm) and term.weight > 0 for term in terms)
 
     @property
     def _position_terms(self) -> list[PositionTerm]:
@@ -205,17 +240,17 @@ class TrainerRole:
 
     def _kept_logits(self, masked: float) -> tuple[float, float]:
         """Bytes that are kept of the student's and of the teacher's logits, as `head_pass` does."""
-        width, room = costs.WIDTH[self.precision], float(memory.KEPT_LOGITS[self.kind.is_accelerator])
+        room = float(memory.KEPT_LOGITS[self.kind.is_accelerator])
         compared = len(self._position_terms) if self.step.want is Want.HIDDEN else 0
-        theirs = min(room, compared * masked * self.step.shared_vocab * width)
-        return min(room - theirs, masked * self.step.student.vocab * width), theirs
+        theirs = min(room, compared * masked * self.step.shared_vocab * costs.WIDTH[self.precision])
+        return min(room - theirs, masked * self.step.student.vocab * costs.WIDTH["float32"]), theirs
 
     def _multiplied_again(self, masked: float) -> tuple[float, float]:
         """Shares of the student's and of the teacher's logits that the backward pass must compute again."""
         width = costs.WIDTH[self.precision]
         own, theirs = self._kept_logits(masked)
         compared = len(self._position_terms) * self.step.shared_vocab
-        own_share = own / max(1.0, masked * self.step.student.vocab * width)
+        own_share = own / max(1.0, masked * self.step.student.vocab * costs.WIDTH["float32"])
         return 1.0 - own_share, 1.0 - theirs / max(1.0, masked * compared * width)
 
     def _exposed_exchange(self, trainers: int, micro_batches: int, one: Work) -> float:
@@ -261,18 +296,34 @@ class TeacherRole:
     def batch(self, rows: float, length: float, masked: float) -> Work:
         """One forward and its readout."""
         shape, is_grouped = self.shape, self.kind.is_accelerator and self.precision == "bfloat16"
-        work = costs.forward(shape, rows, length, self.precision, is_grouped=is_grouped)
+        places = costs.Places(rows, length, masked)
+        work = costs.forward(shape, places, self.precision, is_grouped=is_grouped)
         if self.step.spec.teacher.quantisation != "none":
             work = work + costs.restoring(shape, rows * length, self.precision, is_grouped=is_grouped)
-        if self.step.want is Want.HIDDEN:
+        want = self.step.want
+        if want is None or want is Want.HIDDEN:
             return work
+        vocab = self.step.shared_vocab if want is Want.TOP_K else shape.vocab
         slice_rows, slice_vocab = memory.ENGINE_SLICES[self.kind.is_accelerator]
-        head = costs.head_product(masked, shape.vocab, shape.hidden, costs.WIDTH[self.precision])
-        return work + head + Work(kernels=costs.sliced_kernels(masked, shape.vocab, slice_rows * slice_vocab))
+        head = costs.head_product(masked, vocab, shape.hidden, costs.WIDTH[self.precision])
+        passes = traffic.readout_passes(want, len(temperatures(self.step.spec.objective)))
+        kernels = _READOUT_KERNELS * costs.slices(masked, vocab, slice_rows * slice_vocab)
+        return work + head + costs.tiles(masked, vocab, passes) + Work(kernels=kernels)
 
     def batch_seconds(self, rows: float, length: float, masked: float) -> Seconds:
         """Time of one forward and its readout."""
         return costs.seconds(self.batch(rows, length, masked), self.kind, self.precision)
+
+    def pace(self, rows: float, length: float, masked: float) -> float:
+        """Seconds of a forward for the simulation, which asks very often: masked tokens rounded up to 16."""
+        size = rows, length, -(-masked // _MASKED_ROUNDING) * _MASKED_ROUNDING
+        if size not in self._paces:
+            self._paces[size] = self.batch_seconds(*size).total
+        return self._paces[size]
+
+    @cached_property
+    def _paces(self) -> dict[tuple[float, float, float], float]:
+        return {}
 
     def cost(self, replicas: int) -> StepCost:
         """All of a step's questions on so many replicas.
@@ -281,7 +332,7 @@ class TeacherRole:
         """
         work, time = self._scaled(self.step.batch / replicas)
         return StepCost(
-            flops=work.flops * replicas,
+            flops=work.all_flops * replicas,
             memory_traffic_bytes=work.traffic * replicas,
             process_seconds=time.total,
             limited_by=time.limit,

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planned_pairs import CROSS, SHARED, plan, spec_of
 
 from tide_core.contracts.errors import InvalidInputError
-from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
+from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
-from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, DeviceKind, Plan
+from tide_core.contracts.plan import DataExpectations, Plan
 from tide_core.contracts.scores import Want
 from tide_core.planning.kinds import KINDS
-from tide_core.planning.models import PUBLISHED
 from tide_core.planning.noise import draw_sequences
-from tide_core.planning.plan import ModelConfig, make_plan
-
-STUDENT, MIXTURE, DENSE = "Qwen/Qwen3-0.6B", "inclusionAI/LLaDA2.0-mini", "tencent/WeDLM-8B-Instruct"
-
-
-def spec_of(pipeline: Pipeline, objective: Any, **changes: Any) -> ResolvedJobSpec:
-    cross = pipeline is Pipeline.CROSS_TOKENIZER
-    body: dict[str, Any] = {
-        "teacher": {"model": MIXTURE if cross else DENSE},
-        "student": {"model": STUDENT},
-        "objective": objective,
-        "data": {"sources": [{"location": "rows", "format": "hub"}]},
-    }
-    for name, value in changes.items():
-        body[name] = body.get(name, {}) | value if isinstance(value, dict) else value
-    return resolve(JobSpec.model_validate(body), pipeline=pipeline)
-
-
-CROSS = spec_of(Pipeline.CROSS_TOKENIZER, "tide_cross")
-SHARED = spec_of(Pipeline.SHARED_TOKENIZER, "tide_shared")
-
-
-def plan(
-    spec: ResolvedJobSpec,
-    *groups: tuple[str | DeviceKind, int],
-    data: DataExpectations | None = None,
-    is_simulated: bool = False,
-) -> Plan:
-    cluster = Cluster(devices=tuple(DeviceGroup(kind=kind, count=count) for kind, count in groups))
-    assert spec.student.model is not None
-    return make_plan(
-        spec,
-        ModelConfig(PUBLISHED[spec.student.model], "published"),
-        ModelConfig(PUBLISHED[spec.teacher.model], "published"),
-        cluster,
-        data or DataExpectations(),
-        is_simulated=is_simulated,
-    )
 
 
 class TestProperties:
@@ -272,7 +232,8 @@ class TestForwards:
         assert whole.asked is not None
         assert parts.asked is not None
         assert parts.asked.trainer_memory.device_bytes < whole.asked.trainer_memory.device_bytes
-        assert parts.asked.seconds_per_step >= 0.99 * whole.asked.seconds_per_step
+        # What the exchange costs, the update of an eighth of the weights may win back, and little more.
+        assert parts.asked.seconds_per_step >= 0.95 * whole.asked.seconds_per_step
         assert any("not held against runs" in note for note in parts.notes)
 
 

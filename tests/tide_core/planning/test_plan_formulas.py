@@ -31,6 +31,7 @@ from tide_core.masks.block_attention import compact_layout
 from tide_core.models.quantisation import memory_bytes, quantise_layer
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning import costs, memory
+from tide_core.planning.costs import Places
 from tide_core.planning.models import PUBLISHED, ModelShape, model_shape
 from tide_core.planning.noise import draw_sequences, mask_rates
 from tide_core.schedules.noise import noise_schedule
@@ -129,7 +130,7 @@ def test_products_of_a_forward_are_those_that_torch_counts(name: str, has_mask: 
     # torch's counter knows the products of the plain form, not the CPU's fused kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids, mask)
-    planned = costs.forward(shape, rows, length, "float32", is_grouped=False).flops
+    planned = costs.forward(shape, Places.whole(rows, length), "float32", is_grouped=False).flops
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
@@ -142,9 +143,10 @@ def test_products_of_a_training_step_are_those_that_torch_counts(name: str, is_c
     rows, length = 2, 32
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(rows, length, dtype=torch.long)).square().sum().backward()
-    planned = costs.training(shape, rows, length, "float32", is_checkpointed=is_checkpointed).flops
+    places = Places.whole(rows, length)
+    planned = costs.training(shape, places, "float32", is_checkpointed=is_checkpointed).flops
     # Fused attention computes its scores again in the backward pass; the plain form, counted here, kept them.
-    again = 0.5 * shape.layers * costs.attention_flops(shape, rows, length)
+    again = 0.5 * shape.layers * costs.attention_flops(shape, rows * length, length)
     assert planned - again == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
