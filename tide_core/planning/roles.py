@@ -186,14 +186,15 @@ class TrainerRole:
     def _loss(self, masked: float) -> Work:
         """The terms at the masked rows: one pass over the LM head forward, and one backward.
 
-        The student's products are in float32 in any precision, since its last norm's result is.
+        On a GPU the student's products are in the forward's precision, summed and answered in float32; on a
+        CPU they are in float32 in any precision, since its last norm's result is.
         """
         student = self.step.student
         tile = memory.LOSS_SLICE[self.kind.is_accelerator]
         own_again, theirs_again = self._multiplied_again(masked)
-        one = costs.head_product(masked, student.vocab, student.hidden, costs.WIDTH["float32"])
+        one = self._own_product(masked, student.vocab)
         # Scores, the gradient of the rows, the gradient of the head, and the scores that were not kept.
-        products = replace(one, flops=0.0, wide_flops=one.flops).times(3.0 + own_again)
+        products = one.times(3.0 + own_again)
         written = costs.tiles(masked, student.vocab, 1.0 + own_again + traffic.GRADIENT_READS)
         numbers = masked * student.hidden * costs.slices(masked, student.vocab, tile)
         summed = Work(tile_bytes=4.0 * traffic.SLICE_SUM_PASSES * numbers)
@@ -208,9 +209,7 @@ class TrainerRole:
         """What a term that compares positions reads: a teacher's logits, or buckets of the student's own."""
         step, vocab = self.step, self.step.shared_vocab
         if step.want is Want.TOP_K:  # the student's own likeliest ids are looked for first
-            own = costs.head_product(masked, vocab, step.student.hidden, costs.WIDTH["float32"])
-            found = replace(own, flops=0.0, wide_flops=own.flops)
-            found = found + costs.tiles(masked, vocab, traffic.CANDIDATE_PASSES)
+            found = self._own_product(masked, vocab) + costs.tiles(masked, vocab, traffic.CANDIDATE_PASSES)
             return found + self._statistic(masked, vocab, traffic.BUCKET_PASSES, _POSITION_KERNELS)
         passes = traffic.REVERSE_PASSES if isinstance(term, ReverseKLTerm) else traffic.TIDAL_PASSES
         compared = self._statistic(masked, vocab, passes, _POSITION_KERNELS)
@@ -218,9 +217,22 @@ class TrainerRole:
             return compared
         width = costs.WIDTH[self.precision]
         product = costs.head_product(masked, vocab, step.teacher.hidden, width).times(1.0 + again)
-        # Written once in its own dtype, and cast for the comparison, forward and backward.
-        written = traffic.Passes(own=1.0 + again, casts=2.0).bytes(width) * masked * vocab
+        # Written once, and where that is in a narrow dtype, cast for the comparison, forward and backward.
+        answer = self._answer_width
+        written = traffic.Passes(own=1.0 + again, casts=2.0).bytes(answer) * masked * vocab
         return compared + product + Work(tile_bytes=written)
+
+    @property
+    def _answer_width(self) -> int:
+        """Bytes of a teacher's logit as it is multiplied and kept: a GPU answers in float32."""
+        return costs.WIDTH["float32" if self.kind.is_accelerator else self.precision]
+
+    def _own_product(self, masked: float, vocab: int) -> Work:
+        """Student's hidden states times rows of its LM head."""
+        product = costs.head_product(masked, vocab, self.step.student.hidden, costs.WIDTH["float32"])
+        if self.kind.is_accelerator:
+            return product
+        return replace(product, flops=0.0, wide_flops=product.flops)
 
     def _statistic(self, masked: float, vocab: float, passes: float, kernels: float) -> Work:
         tile = memory.LOSS_SLICE[self.kind.is_accelerator]
@@ -242,16 +254,15 @@ class TrainerRole:
         """Bytes that are kept of the student's and of the teacher's logits, as `head_pass` does."""
         room = float(memory.KEPT_LOGITS[self.kind.is_accelerator])
         compared = len(self._position_terms) if self.step.want is Want.HIDDEN else 0
-        theirs = min(room, compared * masked * self.step.shared_vocab * costs.WIDTH[self.precision])
+        theirs = min(room, compared * masked * self.step.shared_vocab * self._answer_width)
         return min(room - theirs, masked * self.step.student.vocab * costs.WIDTH["float32"]), theirs
 
     def _multiplied_again(self, masked: float) -> tuple[float, float]:
         """Shares of the student's and of the teacher's logits that the backward pass must compute again."""
-        width = costs.WIDTH[self.precision]
         own, theirs = self._kept_logits(masked)
         compared = len(self._position_terms) * self.step.shared_vocab
         own_share = own / max(1.0, masked * self.step.student.vocab * costs.WIDTH["float32"])
-        return 1.0 - own_share, 1.0 - theirs / max(1.0, masked * compared * width)
+        return 1.0 - own_share, 1.0 - theirs / max(1.0, masked * compared * self._answer_width)
 
     def _exposed_exchange(self, trainers: int, micro_batches: int, one: Work) -> float:
         """Seconds of exchange between trainers that their own work does not hide.

@@ -173,7 +173,7 @@ def _stepper(run: Run, optimizer: torch.optim.Optimizer) -> Stepper:
     # A student in parts computes in that dtype by itself.
     autocast = None if is_sharded(run.student) else run.autocast
     return Stepper(
-        ShareOfLoss(run.student, objective, autocast),
+        ShareOfLoss(run.student, objective, autocast, head_dtype=run.autocast),
         optimizer,
         run.collective,
         part_names=part_names(run.spec.objective),

@@ -65,10 +65,25 @@ class StepResult:
 
 
 class ShareOfLoss(nn.Module):
-    """Student and objective as one module, so that DistributedDataParallel sees a plain forward."""
+    """Student and objective as one module, so that DistributedDataParallel sees a plain forward.
 
-    def __init__(self, student: BlockDiffusionStudent, objective: Objective, autocast: torch.dtype | None):
+    Args:
+        student: trained.
+        objective: of its hidden states at the masked places.
+        autocast: dtype of the student's forward; None for the weights' own.
+        head_dtype: in which hidden states meet the LM head on CUDA; by default the forward's. On a CPU they
+            meet it as the last norm gives them: there, a product in bfloat16 rounds its logits.
+    """
+
+    def __init__(
+        self,
+        student: BlockDiffusionStudent,
+        objective: Objective,
+        autocast: torch.dtype | None,
+        head_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        self._head_dtype = head_dtype or autocast
         self.student = student
         self.objective = objective
         self._autocast = autocast
@@ -82,6 +97,9 @@ class ShareOfLoss(nn.Module):
             hidden = self.student.forward_at(
                 batch.input_ids, batch.places, batch.layout.attention_pattern, batch.layout.position_ids
             )
+        if self._head_dtype is not None and hidden.is_cuda:
+            # The last norm answers in float32, in which the largest product would take many times longer.
+            hidden = hidden.to(self._head_dtype)
         output: ObjectiveOutput = self.objective.loss(
             ObjectiveInputs(
                 student_hidden=hidden,
