@@ -209,10 +209,10 @@ class Resources(Contract):
         # Workers of running jobs may be of the version before, which refuses fields that it does not know.
         exclude_if=lambda transport: transport == "object_store",
     )
-    """How a teacher's hidden states reach the trainers: through Ray's object store in the hosts' memory, or by
-    `nixl` straight from the memory of the teacher's device into that of the trainer's (Ray Direct Transport).
-    `nixl` needs the extra `nixl` on all workers and `score_cache: false`, and only the shared-tokenizer
-    pipeline without `teacher.top_k` has answers of that size. docs/teacher-pools.md says when it helps."""
+    """How a teacher's hidden states reach the trainers: through Ray's object store in the memory of the
+    hosts, or with `nixl` straight from the teacher's device to the trainer's (Ray Direct Transport). `nixl`
+    needs the extra `nixl` on all workers and `score_cache: false`, and serves the shared-tokenizer pipeline
+    without `teacher.top_k`, where answers are large. docs/teacher-pools.md says when it helps."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Tries that the job's own failures may use up; the platform's failures do not count."""
 

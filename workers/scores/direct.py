@@ -69,7 +69,7 @@ def fetched(held: HeldAnswer, device: str, *, asked: float, timeout: float) -> S
         values = _read(held, device, timeout)
     finally:
         _let_go(held)
-    # What was not the replica's time bounds the way here and the reading: so long the values must have stayed.
+    # What was not the replica's time bounds the way here and the reading: the values had to stay as long.
     if time.monotonic() - asked - held.seconds > held.hold_seconds:
         raise RetryableScoreError("The teacher's answer was read too late: its memory may have been reused.")
     return replace(held.response, values=values)

@@ -1,0 +1,192 @@
+"""Hidden states from a real replica: as views of the object store, and by the real NIXL."""
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_transport_contract import request_of
+
+from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
+from tide_core.contracts.teacher import TeacherLease, TeacherPool
+from workers.scores.serve_transport import ServeTransport
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+needs_nixl = pytest.mark.skipif(find_spec("nixl") is None, reason="nixl is not installed")
+
+
+def hidden_request(lengths: list[int], seed: int = 0) -> ScoreRequest:
+    return request_of(lengths, Layout.BIDIRECTIONAL, Want.HIDDEN, seed=seed)
+
+
+def on_replica(read: Any, application: str) -> Any:
+    """What a function gives in the pool's only replica."""
+    import ray
+
+    (named,) = (
+        each for each in ray.util.list_named_actors(all_namespaces=True) if application in each["name"]
+    )
+    actor = ray.get_actor(named["name"], namespace=named["namespace"])
+    return ray.get(actor.__ray_call__.remote(read))
+
+
+def held(_: object) -> tuple[int, int]:
+    """References that a replica holds, and tensors that Ray holds for it."""
+    import ray
+
+    from workers.teachers.holding import SHELF
+
+    return len(SHELF), ray._private.worker.global_worker.rdt_manager.rdt_store.get_num_objects()
+
+
+class Trainer:
+    """An actor that asks, as Ray Train's workers are."""
+
+    def __init__(self, application: str) -> None:
+        lease = TeacherLease(application=application)
+        self.stored = ServeTransport(lease)
+        self.direct = ServeTransport(lease, direct="cpu")
+
+    def both(self, requests: list[ScoreRequest]) -> list[tuple[str, bool]]:
+        """Type of the values by NIXL, and whether they equal those of the object store."""
+        found = []
+        for request in requests:
+            answer = self.direct.submit(request).result(60)
+            expected = self.stored.submit(request).result(60)
+            if not isinstance(answer.values, torch.Tensor):
+                found.append((str(answer.values.dtype), bool((answer.values == expected.values).all())))
+                continue
+            bits = answer.values.view(torch.uint16).numpy()
+            found.append((str(answer.values.dtype), np.array_equal(bits, expected.array)))
+        return found
+
+    def many(self, request: ScoreRequest, count: int, at_once: int) -> dict[str, Any]:
+        """Ask the same again and again, some at once: how many answers were wrong, and what is left here."""
+        import ray
+
+        expected = torch.from_numpy(self.stored.submit(request).result(60).array.copy()).view(torch.bfloat16)
+
+        def is_right(_: int) -> bool:
+            return torch.equal(self.direct.submit(request).result(60).values, expected)  # type: ignore[arg-type]
+
+        before = self.direct.statistics().bytes_received
+        with ThreadPoolExecutor(at_once) as pool:
+            right = list(pool.map(is_right, range(count)))
+        left = len(ray._private.worker.global_worker.rdt_manager._managed_rdt_metadata)
+        return {
+            "wrong": right.count(False),
+            "left": left,
+            "bytes_received": self.direct.statistics().bytes_received - before,
+            "bytes": expected.nbytes,
+        }
+
+    def after_the_replica_died(self, request: ScoreRequest) -> bool:
+        """An answer whose replica is killed before it was read: the question is put again."""
+        import ray
+
+        from workers.scores import serve_transport
+
+        expected = self.stored.submit(request).result(60).array.copy()
+        read, killed = serve_transport.fetched, threading.Event()
+
+        def kill_first(answer: Any, *arguments: Any, **more: Any) -> ScoreResponse:
+            if not killed.is_set():
+                killed.set()
+                ray.kill(answer.replica)
+                time.sleep(0.5)
+            return read(answer, *arguments, **more)
+
+        serve_transport.fetched = kill_first
+        try:
+            values = self.direct.submit(request).result(90).values
+        finally:
+            serve_transport.fetched = read
+        assert killed.is_set()
+        assert self.direct.statistics().retries > 0
+        return np.array_equal(values.view(torch.uint16).numpy(), expected)  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def trainer(serving: None, pools: dict[str, TeacherPool]) -> Any:
+    import ray
+    from ray import cloudpickle
+
+    # Ray's workers cannot import a test module.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    actor = ray.remote(num_cpus=0)(Trainer).remote(pools["wedlm"].application)
+    yield actor
+    ray.kill(actor)
+
+
+def test_the_object_store_gives_views_and_no_copies(serving: None, pools: dict[str, TeacherPool]) -> None:
+    transport = ServeTransport(TeacherLease(application=pools["wedlm"].application))
+    # More than Ray keeps in the message itself (100 KiB).
+    values = transport.submit(hidden_request([256] * 16)).result(60).array
+    assert values.nbytes > 100 * 1024
+    assert not values.flags.writeable
+    assert not values.flags.owndata
+    transport.close()
+
+
+@needs_nixl
+def test_nixl_brings_the_very_same_values(trainer: Any) -> None:
+    import ray
+
+    requests = [hidden_request([256] * 16), hidden_request([5], seed=2), hidden_request([40, 9], seed=3)]
+    nothing = ScoreRequest(
+        np.arange(4, dtype=np.int32),
+        np.array([0, 4], np.int64),
+        np.zeros(4, np.uint8),
+        Layout.BIDIRECTIONAL,
+        Want.HIDDEN,
+    )
+    found = ray.get(trainer.both.remote([*requests, nothing, request_of([20])]))
+    assert found == [("torch.bfloat16", True)] * 3 + [("uint16", True), ("float32", True)]
+
+
+@needs_nixl
+def test_fifty_answers_leave_nothing_behind(trainer: Any, pools: dict[str, TeacherPool]) -> None:
+    import ray
+
+    found = ray.get(trainer.many.remote(hidden_request([64] * 8), 50, 4))
+    assert (found["wrong"], found["left"]) == (0, 0)
+    assert found["bytes_received"] == 50 * found["bytes"]
+    for _ in range(50):  # the last words to the replica may be on their way
+        left = on_replica(held, pools["wedlm"].application)
+        if left == (0, 0):
+            break
+        time.sleep(0.1)
+    assert left == (0, 0)
+
+
+@needs_nixl
+def test_a_replica_that_dies_before_it_was_read_is_asked_again(trainer: Any) -> None:
+    import ray
+
+    assert ray.get(trainer.after_the_replica_died.remote(hidden_request([64] * 4)))
+
+
+def test_without_nixl_a_trainer_says_so_at_once(serving: None, pools: dict[str, TeacherPool]) -> None:
+    if find_spec("nixl") is not None:
+        pytest.skip("nixl is installed here")
+    with pytest.raises(InvalidInputError, match="the trainer cannot import it"):
+        ServeTransport(TeacherLease(application=pools["wedlm"].application), direct="cpu")
+
+
+def test_without_nixl_a_replica_says_so_too(
+    serving: None, pools: dict[str, TeacherPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec("nixl") is not None:
+        pytest.skip("nixl is installed here")
+    monkeypatch.setattr("workers.scores.serve_transport.require_nixl", lambda place: None)
+    transport = ServeTransport(TeacherLease(application=pools["wedlm"].application), direct="cpu")
+    with pytest.raises(InvalidInputError, match="the teacher's replica cannot import it") as caught:
+        transport.submit(hidden_request([9])).result(60)
+    assert caught.value.code == "nixl_missing"
+    transport.close()
