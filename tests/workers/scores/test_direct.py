@@ -290,3 +290,23 @@ def test_letting_go_is_a_call_by_name() -> None:
     holding.SHELF.hold("cd", object())
     holding.release(object(), "cd")
     assert len(holding.SHELF) == 0
+
+
+def test_a_replica_holds_the_reference_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    put: list[tuple[torch.Tensor, str]] = []
+
+    def fake_put(values: torch.Tensor, *, _tensor_transport: str) -> Reference:
+        put.append((values, _tensor_transport))
+        return Reference()
+
+    monkeypatch.setattr(ray, "put", fake_put)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="replica"))
+    answer = asyncio.run(holding.held_answer(NOTHING, STATES, time.monotonic() - 3.0))
+    assert put == [(STATES, "nixl")]
+    assert (answer.shape, answer.replica, answer.response) == ((2, WIDTH), "replica", NOTHING)
+    assert 3.0 <= answer.seconds < 10.0
+    assert len(holding.SHELF) == 1
+    holding.release(object(), answer.key)
+    assert len(holding.SHELF) == 0
