@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve, views
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.states import Phase
@@ -74,6 +75,8 @@ def test_an_explicit_context_outranks_the_variants() -> None:
         ({"resources": {"sharding": "fsdp"}}, "raise student_workers"),
         ({"resources": {"sharding": "fsdp", "student_workers": 2, "gpus_per_worker": 0.5}}, "whole GPU"),
         ({"resources": {"sharding": "zero"}}, "sharding"),
+        ({"resources": {"tensor_transport": "nixl"}}, "set score_cache to false"),
+        ({"resources": {"tensor_transport": "nccl", "score_cache": False}}, "tensor_transport"),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ],
 )
@@ -99,3 +102,38 @@ def test_a_control_asks_the_teacher_only_when_it_is_evaluated() -> None:
     assert not phase_needs_teacher(silent, Phase.EVALUATE)
     assert phase_needs_teacher(resolved(), Phase.TRAIN)
     assert not phase_needs_teacher(resolved(), Phase.PREPARE)
+
+
+BY_NIXL = {"resources": {"tensor_transport": "nixl", "score_cache": False}}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "change", "said"),
+    [
+        (Pipeline.CROSS_TOKENIZER, {}, "one number a token"),
+        (
+            Pipeline.SHARED_TOKENIZER,
+            {"objective": "tide_shared", "teacher": {"model": "/t", "top_k": 8}},
+            "likeliest ids",
+        ),
+        (Pipeline.SHARED_TOKENIZER, {"objective": "none"}, "no term"),
+    ],
+)
+def test_a_tensor_transport_without_tensors_is_refused(
+    pipeline: Pipeline, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=said) as caught:
+        resolved(pipeline, **(BY_NIXL | change))
+    assert (caught.value.code, caught.value.param) == (
+        "tensor_transport_mismatch",
+        "resources.tensor_transport",
+    )
+
+
+def test_hidden_states_may_go_by_nixl_and_the_pool_stays_the_same() -> None:
+    job = resolved(Pipeline.SHARED_TOKENIZER, objective="tide_shared", **BY_NIXL)
+    assert job.resources.tensor_transport == "nixl"
+    assert ResolvedJobSpec.model_validate(json.loads(job.model_dump_json())) == job
+    other = resolved(Pipeline.SHARED_TOKENIZER, objective="tide_shared")
+    assert pool_for(job).application == pool_for(other).application
+    assert "tensor_transport" not in other.model_dump_json(), "workers of the version before do not know it"

@@ -21,6 +21,7 @@ from tide_core.contracts.objective import (
     Variant,
     check_terms,
     expand_variant,
+    needs_teacher,
 )
 
 Location = Annotated[str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True)]
@@ -206,6 +207,15 @@ class Resources(Contract):
     """Keep the teacher's answers on the trainer's disk, so that another job with the same teacher, data, seed
     and masks (another objective over the same data, say) does not ask again. `TIDE_SCORE_CACHE_BYTES` in the
     workers' environment bounds it (default 8 GiB; 0 turns it off)."""
+    tensor_transport: Literal["object_store", "nixl"] = Field(
+        default="object_store",
+        # Workers of running jobs may be of the version before, which refuses fields that it does not know.
+        exclude_if=lambda transport: transport == "object_store",
+    )
+    """How a teacher's hidden states reach the trainers: through Ray's object store in the memory of the
+    hosts, or with `nixl` straight from the teacher's device to the trainer's (Ray Direct Transport). `nixl`
+    needs the extra `nixl` on all workers and `score_cache: false`, and serves the shared-tokenizer pipeline
+    without `teacher.top_k`, where answers are large. docs/teacher-pools.md says when it helps."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Tries that the job's own failures may use up; the platform's failures do not count."""
 
@@ -219,6 +229,16 @@ class Resources(Contract):
         if self.sharding == "fsdp" and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 "sharding 'fsdp' needs a whole GPU a trainer (gpus_per_worker 1), or none at all (0)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tensors_are_not_cached(self) -> Self:
+        if self.tensor_transport == "nixl" and self.score_cache:
+            raise ValueError(
+                "tensor_transport 'nixl' keeps the teacher's answers off the trainers' hosts, score_cache "
+                "writes them to the hosts' disks: set score_cache to false, or use tensor_transport "
+                "'object_store'"
             )
         return self
 
@@ -330,8 +350,8 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
         teacher_architecture: `model_type` found in the teacher's config, for `architecture: auto`.
 
     Raises:
-        InvalidInputError: the objective does not fit the pipeline (see `check_terms`), or
-            ``top_k_pipeline_mismatch``.
+        InvalidInputError: the objective does not fit the pipeline (see `check_terms`),
+            ``top_k_pipeline_mismatch`` or ``tensor_transport_mismatch``.
     """
     variant = spec.objective if isinstance(spec.objective, Variant) else None
     if isinstance(spec.objective, Variant):
@@ -340,6 +360,7 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
         terms, context = spec.objective, FullContext()
     check_terms(terms, pipeline, allow_unsupported=spec.allow_unsupported)
     _check_top_k(spec.teacher, pipeline)
+    _check_tensor_transport(spec, pipeline, asks_teacher=needs_teacher(terms))
     cross = pipeline is Pipeline.CROSS_TOKENIZER
     teacher = spec.teacher.model_copy(
         update={
@@ -373,6 +394,25 @@ def _check_top_k(teacher: TeacherSpec, pipeline: Pipeline) -> None:
             code="top_k_pipeline_mismatch",
             param="teacher.top_k",
         )
+
+
+def _check_tensor_transport(spec: JobSpec, pipeline: Pipeline, *, asks_teacher: bool) -> None:
+    if spec.resources.tensor_transport == "object_store":
+        return
+    if pipeline is Pipeline.CROSS_TOKENIZER:
+        answer = "across tokenizers the teacher sends one number a token"
+    elif spec.teacher.top_k is not None:
+        answer = "with teacher.top_k the teacher sends the likeliest ids"
+    elif not asks_teacher:
+        answer = "no term of this objective asks the teacher"
+    else:
+        return
+    raise InvalidInputError(
+        f"resources.tensor_transport '{spec.resources.tensor_transport}' carries hidden states, but "
+        f"{answer}. Leave it out.",
+        code="tensor_transport_mismatch",
+        param="resources.tensor_transport",
+    )
 
 
 def _resolved_attention(teacher: TeacherSpec, cross: bool) -> str:

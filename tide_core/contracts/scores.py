@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -186,12 +186,32 @@ Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16] | npt.NDArray[np.uint8
 """Values of an answer, by the want: :func:`value_format`."""
 
 
+class TensorValues(Protocol):
+    """Hidden states that never were in the host's memory: a bfloat16 torch tensor [masked, hidden].
+
+    What this module, which knows no torch, must know of it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As NumPy's."""
+
+    @property
+    def dtype(self) -> Any:
+        """A torch.dtype."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreResponse:
     """The answer to one request.
 
     Attributes:
-        values: at the masked tokens, in flat order, [masked, ...] as :func:`value_format` says.
+        values: at the masked tokens, in flat order, [masked, ...] as :func:`value_format` says; of HIDDEN
+            also a tensor, where the transport carries tensors.
         fingerprint: of the teacher that answered.
         tokenizer_fingerprint: of its tokenizer.
         queue_seconds: waiting in the replica.
@@ -199,9 +219,15 @@ class ScoreResponse:
         cache_hits: sequences that came from the score cache.
     """
 
-    values: Values
+    values: Values | TensorValues
     fingerprint: str
     tokenizer_fingerprint: str
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     cache_hits: int = 0
+
+    @property
+    def array(self) -> Values:
+        """The values, of an answer that came by way of the host's memory."""
+        assert isinstance(self.values, np.ndarray), "these values are a tensor"
+        return self.values

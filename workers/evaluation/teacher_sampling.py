@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tide_core.contracts.scores import FIRST_VIEW, ScoreRequest, Want
+from tide_core.contracts.scores import FIRST_VIEW, ScoreRequest, ScoreResponse, Want
 from workers.evaluation.held_out import TeacherAccess
 from workers.student.feed import score_request
 from workers.student.matching import bfloat16_rows
@@ -59,7 +59,7 @@ def sample_teacher(
     while active := [answer for answer in answers if _has_more(answer, max_new_tokens, block_size)]:
         request = _question(teacher, active, block_size)
         response = teacher.transport.submit(request).result()
-        tokens, confidence = _choices(teacher, response.values, mask_token_id)
+        tokens, confidence = _choices(teacher, response, mask_token_id)
         begin = 0
         for answer in active:
             end = begin + len(answer.undecided)
@@ -104,9 +104,11 @@ def _question(teacher: TeacherAccess, active: Sequence[_Answer], block_size: int
 
 
 @torch.no_grad()
-def _choices(teacher: TeacherAccess, values: np.ndarray, mask_token_id: int) -> tuple[list[int], list[float]]:
+def _choices(
+    teacher: TeacherAccess, response: ScoreResponse, mask_token_id: int
+) -> tuple[list[int], list[float]]:
     """The most probable token at each undecided place, and its probability."""
-    hidden = bfloat16_rows(values, np.arange(len(values))).to(teacher.head)
+    hidden = bfloat16_rows(response.values, np.arange(response.values.shape[0])).to(teacher.head)
     tokens, confidence = [], []
     for rows in torch.split(hidden, 512):
         logits = (rows @ teacher.head.T).float()

@@ -55,7 +55,7 @@ def evaluate_on_worker(brief: AttemptBrief) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
         reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
-        return evaluate(brief, device, reporter, open_transport(brief, stack))
+        return evaluate(brief, device, reporter, open_transport(brief, stack, device))
 
 
 def evaluate(

@@ -290,7 +290,7 @@ def _complete(
     if response is not None:
         ends = np.cumsum([question.masked[number] for number in missing])
         for number, end in zip(missing, ends.tolist(), strict=True):
-            question.parts[number] = response.values[end - question.masked[number] : end]
+            question.parts[number] = response.array[end - question.masked[number] : end]
     parts = [part for part in question.parts if part is not None]
     found = sum(1 for rows in question.masked if rows) - len(missing)
     values = _joined(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.reporting import AttemptBrief
@@ -12,20 +13,32 @@ from workers.scores.serve_transport import ServeTransport
 from workers.scores.transport import ScoreTransport
 from workers.storage import cache_folder
 
+if TYPE_CHECKING:
+    import torch
+
 ENV_SCORE_CACHE_BYTES = "TIDE_SCORE_CACHE_BYTES"
 """Bound of the score cache on this node's disk; 0 turns it off."""
 DEFAULT_BYTES = 8 * 2**30
 
 
-def open_transport(brief: AttemptBrief, stack: ExitStack) -> ScoreTransport | None:
+def open_transport(brief: AttemptBrief, stack: ExitStack, device: torch.device) -> ScoreTransport | None:
     """The transport of an attempt that may ask a teacher, closed with the stack; None for one that may not.
 
+    Args:
+        brief: the attempt.
+        stack: closes the transport.
+        device: where this process computes, onto which NIXL brings hidden states when the job asks for it.
+
     Raises:
-        InvalidInputError: the environment's bound is not a number.
+        InvalidInputError: the environment's bound is not a number, or NIXL does not work here.
     """
     if brief.teacher is None:
         return None
-    transport: ScoreTransport = ServeTransport(brief.teacher, deadline_seconds=brief.score_deadline_seconds)
+    transport: ScoreTransport = ServeTransport(
+        brief.teacher,
+        deadline_seconds=brief.score_deadline_seconds,
+        direct=str(device) if brief.spec.resources.tensor_transport == "nixl" else None,
+    )
     bound = score_cache_bytes()
     if brief.spec.resources.score_cache and bound > 0:
         transport = CachingTransport(transport, ScoreCache(cache_folder() / "scores", bound))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from tide_core.contracts.errors import RetryableScoreError, ScoreError, TideError
 from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
-from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription, TeacherLease
+from workers.scores.direct import fetched, require_nixl
 from workers.scores.hedging import Attempt, HedgePolicy
 from workers.scores.retrying import RetryingTransport, RetryPolicy
+from workers.teachers.holding import HeldAnswer
 
 
 class ServeTransport(RetryingTransport):
@@ -20,6 +23,11 @@ class ServeTransport(RetryingTransport):
         lease: where the pool is and what it must answer as.
         policy: how long and how often to try; by default hedged where the pool has several replicas.
         deadline_seconds: of the default policy.
+        direct: device of this process onto which hidden states come by NIXL; None: they come as arrays,
+            through the object store.
+
+    Raises:
+        InvalidInputError: ``direct`` without a NIXL that works in this process.
     """
 
     def __init__(
@@ -28,10 +36,13 @@ class ServeTransport(RetryingTransport):
         *,
         policy: RetryPolicy | None = None,
         deadline_seconds: float = DEFAULT_SCORE_DEADLINE_SECONDS,
+        direct: str | None = None,
     ) -> None:
+        if direct is not None:
+            require_nixl("the trainer")
         hedge = HedgePolicy() if lease.replicas > 1 else None
         policy = policy or RetryPolicy(deadline_seconds=deadline_seconds, hedge=hedge)
-        super().__init__(_ServeAsker(lease), fingerprint=lease.fingerprint, policy=policy)
+        super().__init__(_ServeAsker(lease, direct), fingerprint=lease.fingerprint, policy=policy)
 
 
 class _ServeAttempt:
@@ -40,11 +51,15 @@ class _ServeAttempt:
     def __init__(self, asker: _ServeAsker, response: Any) -> None:
         self._asker = asker
         self._response = response
+        self._asked = time.monotonic()
 
     def result(self, timeout: float) -> ScoreResponse:
+        deadline = time.monotonic() + timeout
         answer = self._asker.awaited(self._response, timeout)
         if isinstance(answer, TideError):
             raise answer
+        if isinstance(answer, HeldAnswer):
+            return self._asker.read(answer, self._asked, deadline - time.monotonic())
         assert isinstance(answer, ScoreResponse)
         return answer
 
@@ -55,13 +70,16 @@ class _ServeAttempt:
 class _ServeAsker:
     """Asks by a deployment handle; the handle finds replicas that came and went by itself."""
 
-    def __init__(self, lease: TeacherLease) -> None:
+    def __init__(self, lease: TeacherLease, direct: str | None) -> None:
         self._lease = lease
+        self._direct = direct
         self._handle: Any = None
         self._lock = threading.Lock()
         self._waiting: set[Any] = set()
 
     def begin(self, request: ScoreRequest) -> Attempt:
+        if self._direct is not None and request.want is Want.HIDDEN:
+            return _ServeAttempt(self, self._sent("score", request, True))
         return _ServeAttempt(self, self._sent("score", request))
 
     def describe(self, timeout: float) -> TeacherDescription:
@@ -86,6 +104,14 @@ class _ServeAsker:
         finally:
             with self._lock:
                 self._waiting.discard(response)
+
+    def read(self, answer: HeldAnswer, asked: float, timeout: float) -> ScoreResponse:
+        """An answer with the values that the replica holds, errors in Tide's terms."""
+        assert self._direct is not None
+        try:
+            return fetched(answer, self._direct, asked=asked, timeout=max(0.001, timeout))
+        except Exception as error:
+            raise _as_tide_error(error, self._lease) from error
 
     def _sent(self, method: str, *arguments: object) -> Any:
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
-from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse, TensorValues, Values, Want
 from tide_core.contracts.teacher import TeacherDescription
 
 
@@ -23,7 +25,8 @@ class ScoreTransport(Protocol):
         - FingerprintMismatchError: another teacher answered;
         - InvalidInputError, ScoreError: the teacher refused this request or failed at it.
 
-        Arrays of an answer may be read-only views of shared memory.
+        Arrays of an answer may be read-only views of shared memory. A transport may answer HIDDEN with a
+        bfloat16 tensor instead, on the device that it was opened for.
         """
 
     def describe(self) -> TeacherDescription:
@@ -57,11 +60,18 @@ def check_response(request: ScoreRequest, response: ScoreResponse, fingerprint: 
         )
     masked = int(request.masked_counts.sum())
     values = response.values
-    width = values.shape[1] if values.ndim > 1 else 0
+    width = values.shape[1] if len(values.shape) > 1 else 0
     wanted = request.value_format(hidden_size=width)
-    if values.dtype != wanted.dtype or values.shape != (masked, *wanted.row):
+    is_tensor = not isinstance(values, np.ndarray)
+    is_typed = _is_tensor_of_hidden(request, values) if is_tensor else values.dtype == wanted.dtype
+    if not is_typed or values.shape != (masked, *wanted.row):
         raise ScoreError(
             f"The answer holds {values.dtype} {list(values.shape)} for {masked} masked tokens "
             f"({request.want}).",
             param="values",
         )
+
+
+def _is_tensor_of_hidden(request: ScoreRequest, values: Values | TensorValues) -> bool:
+    # By its name: this module needs no torch.
+    return request.want is Want.HIDDEN and str(values.dtype) == "torch.bfloat16"

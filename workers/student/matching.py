@@ -8,11 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt16
+from jaxtyping import BFloat16, Bool, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 from tide_core.contracts.errors import AlignmentError
-from tide_core.contracts.scores import ScoreResponse, TopKQuestion, ValueFormat, Want, value_format
+from tide_core.contracts.scores import (
+    ScoreResponse,
+    TensorValues,
+    TopKQuestion,
+    ValueFormat,
+    Values,
+    Want,
+    value_format,
+)
 from tide_core.objective_inputs import ChunkBoundaries, ChunkScores, HiddenScores, TopKScores
 from workers.student.drawing import DrawnSample
 
@@ -75,7 +83,7 @@ class ChunkMatch:
             AlignmentError: the answer has another number of values than the question had masked tokens.
         """
         row = () if self.boundary is None else (2,)
-        values = _values(response, ValueFormat(np.dtype(np.float32), row), self.answer_chunk.size)
+        values = _array(response, ValueFormat(np.dtype(np.float32), row), self.answer_chunk.size)
         columns = values if values.ndim == 2 else values[:, None]
         sums = np.bincount(self.answer_chunk, weights=columns[:, 0], minlength=len(self.chunk_row))
         device = self.chunk_row.device
@@ -126,7 +134,7 @@ class PositionMatch:
         )
 
     def _top_k_scores(self, response: ScoreResponse | None, question: TopKQuestion) -> TopKScores:
-        values = _values(response, value_format(Want.TOP_K, question, 0), self.answer_row.size)
+        values = _array(response, value_format(Want.TOP_K, question, 0), self.answer_row.size)
         device = self.aligned_masked_index.device
         ids, logits, log_tails = (part.to(device) for part in unpacked(values[self.answer_row], question))
         return TopKScores(
@@ -147,9 +155,15 @@ def unpacked(
 
 
 def bfloat16_rows(
-    values: UInt16[np.ndarray, "answers teacher_hidden"], rows: Int64[np.ndarray, " rows"]
-) -> Tensor:
-    """Rows of a HIDDEN answer as a bfloat16 tensor [rows, teacher_hidden] of its own memory."""
+    values: Values | TensorValues, rows: Int64[np.ndarray, " rows"]
+) -> BFloat16[Tensor, "rows teacher_hidden"]:
+    """Rows of a HIDDEN answer as a bfloat16 tensor [rows, teacher_hidden] of its own memory.
+
+    Of an answer that is a tensor, on that tensor's device.
+    """
+    if isinstance(values, Tensor):
+        return values[torch.from_numpy(rows).to(values.device)]
+    assert isinstance(values, np.ndarray)
     # Fancy indexing copies: answers are read-only views into shared memory.
     return torch.from_numpy(values[rows].view(np.int16)).view(torch.bfloat16)
 
@@ -258,7 +272,13 @@ def match_positions(
     )
 
 
-def _values(response: ScoreResponse | None, row_format: ValueFormat, expected: int) -> np.ndarray:
+def _array(response: ScoreResponse | None, row_format: ValueFormat, expected: int) -> Values:
+    values = _values(response, row_format, expected)
+    assert isinstance(values, np.ndarray), "only hidden states come as tensors"
+    return values
+
+
+def _values(response: ScoreResponse | None, row_format: ValueFormat, expected: int) -> Values | TensorValues:
     if response is None and expected == 0:
         return row_format.nothing()
     shape = (expected, *row_format.row)

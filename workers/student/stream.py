@@ -60,7 +60,7 @@ def tail_masses(step: AnsweredStep[DrawnStep]) -> dict[str, float]:
     question = next((b.request.top_k for b in step.payload.batches if b.request is not None), None)
     if question is None:
         return {}
-    _, logits, log_tails = unpacked(np.concatenate([answer.values for answer in step.responses]), question)
+    _, logits, log_tails = unpacked(np.concatenate([answer.array for answer in step.responses]), question)
     shares = {}
     for column, temperature in enumerate(question.temperatures):
         tail = log_tails[:, column]

@@ -60,7 +60,7 @@ def train_on_worker(config: dict[str, str]) -> dict[str, Any] | None:
         reporter: Reporter | None = None
         if collective.rank == 0:
             reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
-        return run_trainer(brief, collective, device, reporter, open_transport(brief, stack))
+        return run_trainer(brief, collective, device, reporter, open_transport(brief, stack, device))
 
 
 def run_trainer(

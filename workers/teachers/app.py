@@ -5,11 +5,14 @@ This module is imported by the process that builds the application, so nothing h
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tide_core.contracts.errors import TideError
-from tide_core.contracts.scores import ScoreRequest, ScoreResponse
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherDescription, TeacherPool
+from workers.teachers.holding import SHELF, HeldAnswer, held_answer
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -85,16 +88,36 @@ class Teacher:
         self._attestor.attest()
         self._load = LoadMeter()
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse | TideError:
+    async def score(
+        self, request: ScoreRequest, direct: bool = False
+    ) -> ScoreResponse | HeldAnswer | TideError:
         """Answer one request.
+
+        Args:
+            request: the question.
+            direct: hold the hidden states here, for the trainer to fetch by NIXL.
 
         What :meth:`workers.teachers.engine.TeacherEngine.submit` raises is the answer's value: raised here,
         Serve would log a traceback for every request that a busy replica turns away.
         """
         try:
+            if direct and request.want is Want.HIDDEN:
+                return await self._held(request)
             return await self._engine.score(request)
         except TideError as error:
             return error.with_traceback(None)
+
+    async def _held(self, request: ScoreRequest) -> ScoreResponse | HeldAnswer:
+        from workers.scores.direct import require_nixl
+
+        began = time.monotonic()
+        require_nixl("the teacher's replica")
+        response = await self._engine.score(request, stays=True)
+        values: Any = response.values
+        without = replace(response, values=request.value_format(values.shape[1]).nothing())
+        if not len(values):
+            return without  # nothing was masked, and NIXL has no empty reads
+        return await held_answer(without, values, began)
 
     async def describe(self) -> TeacherDescription:
         """What this replica serves."""
@@ -114,6 +137,7 @@ class Teacher:
         Raises:
             AttestationError, ScoreError: the golden prompts are no longer answered as they were.
         """
+        SHELF.sweep()
         self._meter.publish(self._engine.statistics())
         self._attestor.check()
 

@@ -204,9 +204,9 @@ def _golden_groups(length: int) -> npt.NDArray[np.uint8]:
 
 
 def _log_probs(responses: Sequence[ScoreResponse]) -> npt.NDArray[np.float32]:
-    return np.concatenate([each.values for each in responses if each.values.ndim == 1]).astype(np.float32)
+    return np.concatenate([each.array for each in responses if each.array.ndim == 1]).astype(np.float32)
 
 
 def _hidden(responses: Sequence[ScoreResponse]) -> npt.NDArray[np.float32]:
-    bits = np.concatenate([each.values for each in responses if each.values.ndim == 2])
+    bits = np.concatenate([each.array for each in responses if each.array.ndim == 2])
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -395,7 +395,7 @@ class TeacherEngine:
             self._recorder.answered(pending.queue_seconds or 0.0)
         pending.future.set_result(
             ScoreResponse(
-                values=cast(Values, self._joined(pending)),
+                values=self._joined(pending),
                 fingerprint=self.fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 queue_seconds=pending.queue_seconds or 0.0,

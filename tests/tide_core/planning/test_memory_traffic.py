@@ -21,6 +21,7 @@ from tide_core.losses.head_pass import Statistic, statistics_of
 from tide_core.losses.sparse import BucketLogProbs
 from tide_core.models.gating import gated
 from tide_core.models.layers import RMSNorm
+from tide_core.models.reading import read_places
 from tide_core.models.rotary import rotate
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning import costs
@@ -100,8 +101,8 @@ def test_passes_of_a_rotation() -> None:
 def test_a_served_forward(fields: dict[str, Any], precision: Any, share: float) -> None:
     model, shape = built(fields, getattr(torch, precision))
     ids = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % 64
-    read = torch.arange(0, ROWS * LENGTH, round(1 / share))
-    places = Places(ROWS, LENGTH, len(read))
+    read = read_places(torch.arange(0, ROWS * LENGTH, round(1 / share)), ROWS, LENGTH)
+    places = Places(ROWS, LENGTH, len(read.index))
     planned = costs.forward(shape, places, precision, is_grouped=False)
     with torch.inference_mode(False), torch.no_grad():
         run = (lambda: model.hidden_at(ids, read)) if share < 1 else (lambda: model(ids))
@@ -117,15 +118,15 @@ def test_a_served_forward(fields: dict[str, Any], precision: Any, share: float) 
 def test_a_forward_and_backward_of_a_student(precision: Any, share: float) -> None:
     model, shape = built(STUDENT)
     ids = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % 64
-    read = torch.arange(0, ROWS * LENGTH, round(1 / share))
-    planned = costs.training(shape, Places(ROWS, LENGTH, len(read)), precision, is_checkpointed=False)
+    read = read_places(torch.arange(0, ROWS * LENGTH, round(1 / share)), ROWS, LENGTH)
+    planned = costs.training(shape, Places(ROWS, LENGTH, len(read.index)), precision, is_checkpointed=False)
     planned = planned + costs.Work(elementwise_bytes=4.0 * shape.head)  # the embedding's gradient, as zeros
     autocast = torch.autocast("cpu", torch.bfloat16) if precision != "float32" else nullcontext()
     with TrafficCounter() as counter:
         with autocast:
             hidden = model.forward_at(ids, read) if share < 1 else model(ids)
         torch.autograd.backward(hidden, torch.ones_like(hidden))
-    assert hidden.dtype == torch.float32  # which the loss therefore multiplies in
+    assert hidden.dtype == torch.float32  # in which a CPU's loss multiplies
     assert planned.elementwise_bytes == pytest.approx(counter.bytes, rel=0.06)
     assert planned.kernels == pytest.approx(counter.kernels, rel=0.25)
 
@@ -133,10 +134,10 @@ def test_a_forward_and_backward_of_a_student(precision: Any, share: float) -> No
 @pytest.mark.parametrize("fields", [DENSE, MIXTURE, STUDENT], ids=["dense", "mixture", "student"])
 def test_products_of_a_forward_that_is_read_in_places(fields: dict[str, Any]) -> None:
     model, shape = built(fields)
-    read = torch.arange(0, ROWS * LENGTH, 4)
+    read = read_places(torch.arange(0, ROWS * LENGTH, 4), ROWS, LENGTH)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.forward_at(torch.zeros(ROWS, LENGTH, dtype=torch.long), read)
-    planned = costs.forward(shape, Places(ROWS, LENGTH, len(read)), "float32", is_grouped=False).flops
+    planned = costs.forward(shape, Places(ROWS, LENGTH, len(read.index)), "float32", is_grouped=False).flops
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 

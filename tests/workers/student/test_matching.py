@@ -17,7 +17,13 @@ from tide_core.contracts.scores import ScoreResponse, TopKQuestion, Want
 from tide_core.objective_inputs import TopKScores
 from workers.student.drawing import DrawnSample, Recipe, draw, recipe_for, wanted
 from workers.student.feed import collate
-from workers.student.matching import VISIBLE_NON_BOUNDARY, ChunkMatch, PositionMatch, match_positions
+from workers.student.matching import (
+    VISIBLE_NON_BOUNDARY,
+    ChunkMatch,
+    PositionMatch,
+    bfloat16_rows,
+    match_positions,
+)
 
 FILTERED = [CalmTerm(chunk_filter=ChunkFilter(threshold=0.3))]
 
@@ -141,3 +147,27 @@ def test_the_recipe_asks_for_what_the_terms_need() -> None:
     assert recipe.top_k == TopKQuestion(60, 60, (2.0, 3.0))
     control = tiny_spec(Variant.NONE, Pipeline.SHARED_TOKENIZER)
     assert wanted(control) is None
+
+
+def test_hidden_states_that_came_as_a_tensor_count_alike() -> None:
+    spec = tiny_spec(Variant.TIDE_SHARED, Pipeline.SHARED_TOKENIZER)
+    recipe = recipe_for(spec, job_id="job", lease=None, shared_vocab=60)
+    match = match_positions(drawn_for(recipe), 60)
+    answers, head = match.answer_row.size, torch.ones(60, 8)
+    states = torch.randn(answers + 1, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
+    tensor, array = states[:-1], states[:-1].view(torch.uint16).numpy()
+    by_tensor, by_array = (match.scores(ScoreResponse(each, "f", "t"), head) for each in (tensor, array))
+    assert not isinstance(by_tensor, TopKScores)
+    assert not isinstance(by_array, TopKScores)
+    assert torch.equal(by_tensor.hidden, by_array.hidden)
+    assert torch.equal(by_tensor.hidden, states[match.answer_row].float())
+    with pytest.raises(AlignmentError, match="shape"):
+        match.scores(ScoreResponse(states, "f", "t"), head)
+
+
+def test_rows_of_a_tensor_are_of_their_own_memory() -> None:
+    states = torch.arange(12, dtype=torch.bfloat16).reshape(4, 3)
+    rows = bfloat16_rows(states, np.array([2, 0, 2]))
+    assert rows.tolist() == [[6, 7, 8], [0, 1, 2], [6, 7, 8]]
+    rows.zero_()
+    assert states[2].tolist() == [6, 7, 8]
