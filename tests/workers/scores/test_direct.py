@@ -243,12 +243,12 @@ def test_a_nixl_that_does_not_start_is_told_apart(monkeypatch: pytest.MonkeyPatc
 class Engine:
     """Answers with hidden states of 1, 2, 3 ... at what is masked."""
 
-    async def score(self, asked: ScoreRequest) -> ScoreResponse:
+    async def score(self, asked: ScoreRequest, *, stays: bool = False) -> ScoreResponse:
         masked = int(asked.masked_counts.sum())
         if asked.want is not Want.HIDDEN:
             return ScoreResponse(np.zeros(masked, np.float32), "weights", "tokenizer")
         states = torch.arange(masked * WIDTH, dtype=torch.bfloat16).reshape(masked, WIDTH)
-        return ScoreResponse(states.view(torch.uint16).numpy(), "weights", "tokenizer")
+        return ScoreResponse(states if stays else states.view(torch.uint16).numpy(), "weights", "tokenizer")
 
 
 def test_a_replica_holds_hidden_states_alone(monkeypatch: pytest.MonkeyPatch) -> None:
