@@ -335,6 +335,8 @@ class TeacherEngine:
 
     def _halve(self, entries: list[Entry[_Part]], error: Exception, *, may_repeat: bool) -> None:
         """After a failure: halve the batch until the sequence at fault is alone with its error."""
+        # Its frames hold the tensors of the forward that failed, perhaps for want of memory.
+        error.__traceback__ = None
         if len(entries) == 1 and not may_repeat:
             self._fail(entries, _as_score_error(error))
             return
@@ -385,10 +387,7 @@ class TeacherEngine:
         """The values of several sequences, one after the other."""
         if not pending.stays:
             return cast(Values, np.concatenate(cast(list[Values], pending.parts)))
-        joined = torch.cat(cast(list[Tensor], pending.parts))
-        # Another process reads it, on a stream that knows nothing of ours.
-        self._streams.settle()
-        return joined
+        return self._streams.joined(cast(list[Tensor], pending.parts))
 
     def _finish(self, pending: _Pending) -> None:
         with self._changed:

@@ -52,6 +52,10 @@ class Streams:
         """Begin to bring results of the computation to the host."""
         return Landing(tensors)
 
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Landed tensors one after the other in memory of their own, whole when this returns."""
+        return torch.cat(list(parts))
+
     def settle(self) -> None:
         """Wait until nothing is under way, so that what a failed forward held may be let go."""
 
@@ -88,6 +92,13 @@ class CudaStreams(Streams):
             done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         return _CudaLanding(copies, tensors, done)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Streams.joined`: not behind the next forward, which is launched already."""
+        with torch.cuda.stream(self._answers):
+            whole = torch.cat(list(parts))
+        self._answers.synchronize()
+        return whole
 
     def settle(self) -> None:
         """See :meth:`Streams.settle`."""
