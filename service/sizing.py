@@ -42,8 +42,7 @@ Sequences of 512 tokens on both sides, half of them prompt, {rows:,} of them an 
 a step in which trainers stand waiting for the teacher: in the mean, and simulated event by event, which sees
 that questions are few and large when there are few trainers; seconds and hours are those of the mean. Splits
 are chosen by the simulated time of a step, among the three that are the fastest in the mean. With one device,
-trainer and replica take turns on it. A trainer's products with the LM head are planned in float32, which the
-loss multiplies in under autocast, too.
+trainer and replica take turns on it.
 """
 
 
