@@ -116,8 +116,6 @@ def test_gpu_code_runs_on_the_cpu() -> None:
     assert 0 <= waiting["wait_ratio"] < 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.soak
 @pytest.mark.slow
 def test_gpu_engine_runs_on_the_cpu() -> None:
@@ -131,6 +129,8 @@ def test_gpu_engine_runs_on_the_cpu() -> None:
     assert all(value > 0 for value in found["tokens_per_second"].values())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_gpu_steps_run_in_processes_of_their_own() -> None:
     found = gpu.steps(SCENARIOS["reverse_calm"], SMALL, "cpu", repeats=1)
     assert found["seconds"].keys() == found["peak_bytes"].keys() == {"naive", "tide"}

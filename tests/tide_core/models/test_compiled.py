@@ -88,7 +88,11 @@ for one, other in zip(gradients(compiled), gradients(model), strict=True):
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Quantised ones take half a minute more: the long tests have them.
+MARKS = {name: [pytest.mark.soak] for name in CASES if "bits" in name}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, [])) for name in CASES])
 def test_a_forward_compiles_into_one_graph(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PREPARATION + CASES[name]], capture_output=True, text=True, check=False

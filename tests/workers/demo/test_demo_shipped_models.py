@@ -106,6 +106,7 @@ def test_teachers_fill_in_held_out_tasks(name: str) -> None:
     assert accuracy > 0.7
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_recipe_still_makes_their_like(name: str) -> None:
