@@ -69,7 +69,7 @@ def engine(
     Args:
         sizes: length and batch of a question.
         device: of the teacher.
-        repeats: of each, in turns.
+        repeats: of each, the first two in turns; compiling changes the model for good.
         backend: of `torch.compile`.
         requests: questions that wait at once.
     """

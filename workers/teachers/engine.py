@@ -295,7 +295,6 @@ class TeacherEngine:
         if aloft is not None:
             self._land(aloft)
         if error is not None:
-            self._streams.settle()
             # The forward before it held memory too: what was alone may fit now.
             self._halve(batch, error, may_repeat=aloft is not None)
             return None
@@ -328,15 +327,20 @@ class TeacherEngine:
         try:
             flight = self._launched(entries)
         except Exception as error:
-            self._streams.settle()
             self._halve(entries, error, may_repeat=False)
         else:
             self._land(flight)
 
     def _halve(self, entries: list[Entry[_Part]], error: Exception, *, may_repeat: bool) -> None:
         """After a failure: halve the batch until the sequence at fault is alone with its error."""
-        # Its frames hold the tensors of the forward that failed, perhaps for want of memory.
-        error.__traceback__ = None
+        try:
+            self._streams.settle()
+        except Exception as broken:  # the device itself: nothing will run on it any more
+            self._fail(entries, _as_score_error(broken))
+            return
+        finally:
+            # Its frames hold the tensors of the forward that failed, perhaps for want of memory.
+            error.__traceback__ = None
         if len(entries) == 1 and not may_repeat:
             self._fail(entries, _as_score_error(error))
             return
@@ -374,8 +378,12 @@ class TeacherEngine:
         pending.parts[entry.payload.number] = part
         pending.compute_seconds += seconds
         pending.unanswered -= 1
-        if not pending.unanswered and not pending.future.done():
+        if pending.unanswered or pending.future.done():
+            return
+        try:
             self._finish(pending)
+        except Exception as error:  # too little memory to join what stays on the device
+            self._fail([entry], _as_score_error(error))
 
     def _nothing(self, request: ScoreRequest, *, stays: bool) -> Values | Tensor:
         """The values of a sequence in which nothing is masked."""
@@ -390,11 +398,12 @@ class TeacherEngine:
         return self._streams.joined(cast(list[Tensor], pending.parts))
 
     def _finish(self, pending: _Pending) -> None:
+        values = self._joined(pending)
         with self._changed:
             self._recorder.answered(pending.queue_seconds or 0.0)
         pending.future.set_result(
             ScoreResponse(
-                values=self._joined(pending),
+                values=values,
                 fingerprint=self.fingerprint,
                 tokenizer_fingerprint=self.tokenizer_fingerprint,
                 queue_seconds=pending.queue_seconds or 0.0,

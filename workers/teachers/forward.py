@@ -1,7 +1,7 @@
 """One forward of the teacher: from samples to their values at the masked tokens.
 
-Nothing here waits for the device: what a forward leaves is brought to the host by the engine, while the next
-forward runs.
+Nothing here waits for the device (but for a mixture's experts where they run one after the other): what a
+forward leaves is brought to the host by the engine, while the next forward runs.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class LateStreams(Streams):
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.error: Exception | None = None
+        self.is_broken = self.is_full = False
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -62,8 +63,15 @@ class LateStreams(Streams):
         error, self.error = self.error, None
         return LateLanding(tensors, self.journal, error)
 
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        if self.is_full:
+            raise torch.OutOfMemoryError("no room to join")
+        return super().joined(parts)
+
     def settle(self) -> None:
         self.journal.append("settle")
+        if self.is_broken:
+            raise RuntimeError("the device is gone")
 
 
 class NotingModel:
@@ -203,6 +211,26 @@ def test_an_error_that_the_device_tells_late_fails_its_own_forward(
     assert isinstance(first, ScoreError)
     assert "illegal access" in first.message
     assert all(answer.values.size for answer in others)
+
+
+def test_a_device_that_is_gone_fails_its_questions_and_not_the_engine(
+    bench: Bench, make_request: RequestMaker
+) -> None:
+    bench.streams.is_broken = True
+    bench.model.failures[2] = RuntimeError("launch failed")
+    first, second, third = bench.ask(three(make_request))
+    assert isinstance(second, ScoreError)
+    assert "the device is gone" in second.message
+    assert first.values.size
+    assert third.values.size
+
+
+def test_values_that_find_no_room_fail_their_own_question(bench: Bench, make_request: RequestMaker) -> None:
+    bench.streams.is_full = True
+    error = bench.engine.submit(make_request([9], want=Want.HIDDEN), stays=True).exception(10)
+    assert isinstance(error, ScoreError)
+    assert error.code == "teacher_out_of_memory"
+    assert bench.engine.submit(make_request([9])).result(10).values.size, "the engine goes on"
 
 
 def test_hidden_states_may_stay_on_the_device(bench: Bench, make_request: RequestMaker) -> None:
