@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
+# Dozens of processes start below: where the environment forbids bytecode, each would compile every module again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help install browser demo test api-server soak check lint types imports bench bench-gpu clean
 
 help:  ## list the targets
@@ -13,7 +16,9 @@ help:  ## list the targets
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[all,dev]'
+	@# pip compiles on one core. torch carries its own tests, one of them in the grammar of a newer Python.
+	$(BIN)/python -m compileall -q -j 0 -x /torch/testing/ $(VENV)/lib
 	touch $@
 
 install: $(VENV)/.installed  ## create the virtual environment

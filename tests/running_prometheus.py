@@ -55,6 +55,14 @@ def free_port() -> int:
         return port
 
 
+def prometheus_program() -> str:
+    """Where Prometheus is; a test that needs it is skipped without."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no prometheus here: install the package prometheus")
+    return program
+
+
 @contextmanager
 def running_prometheus(folder: Path, targets: Mapping[str, int], interval: str) -> Iterator[Prometheus]:
     """Prometheus with the deployment's scrape jobs and rules.
@@ -64,9 +72,7 @@ def running_prometheus(folder: Path, targets: Mapping[str, int], interval: str) 
         targets: local port to scrape for each scrape job of deploy/prometheus that the test has.
         interval: between scrapes and between evaluations of the rules.
     """
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("no prometheus here: install the package prometheus")
+    program = prometheus_program()
     configuration = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
     configuration["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
     configuration["rule_files"] = [f"{RULES}/*.yaml"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,21 @@ class Release:
         answer = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=self.token(), timeout=10)
         nodes = answer.raise_for_status().json()["data"]["summary"]
         return [node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"]
+
+    def announce_end(self, pod: Pod) -> None:
+        """Tell Ray, as a cloud's agent does, that the machine under a pod is about to be taken away."""
+        nodes = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=self.token(), timeout=10).json()
+        (node,) = [
+            each["raylet"]["nodeId"]
+            for each in nodes["data"]["summary"]
+            if each["ip"] == self.network.address(pod.name) and each["raylet"]["state"] == "ALIVE"
+        ]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", node]
+        command += ["--address", f"{self.network.address(_HEAD)}:6379", "--deadline-remaining-seconds", "30"]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine"]
+        environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
 
     def token(self) -> dict[str, str]:
         """Headers that Ray's token authentication accepts."""

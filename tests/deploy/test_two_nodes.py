@@ -134,7 +134,7 @@ def test_every_exporter_answers_what_prometheus_can_read(release: Release) -> No
             assert done.returncode in (0, 3), done.stderr
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["killed", "cut-off"])
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["killed", "cut-off", "taken-away"])
 def test_a_job_survives_the_node_that_trains_and_teaches(
     release: Release, spec: dict[str, Any], number: int
 ) -> None:
@@ -145,6 +145,8 @@ def test_a_job_survives_the_node_that_trains_and_teaches(
     await_true(lambda: release.get(f"/v1/jobs/{job_id}/checkpoints")["data"], "there is a checkpoint", 100)
     if number == 1:  # a power cut: nobody hears the connections close
         release.network.unplug(worker.name)
+    if number == 2:  # a spot machine: its owner says so before
+        release.announce_end(worker)
     worker.kill()
     assert worker.members() == []
     assert release.get(f"/v1/jobs/{job_id}")["status"] == "running", "the job is too short for this test"

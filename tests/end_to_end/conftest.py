@@ -1,4 +1,4 @@
-"""One running Tide for all end-to-end tests of a session."""
+"""One running Tide for all end-to-end tests."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 from running_tide import Service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`tide up` on a folder of its own, ended in order."""
     service = Service(tmp_path_factory.mktemp("tide") / "data")

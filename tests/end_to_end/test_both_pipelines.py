@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from workers.teachers.tiny import write_tiny_teacher
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(tmp_path_factory.mktemp("tide") / "data")
-    made.start()
-    yield made
-    made.end()
 
 
 def evaluated_spec(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -53,19 +44,19 @@ def post(service: Service, spec: dict[str, Any]) -> str:
     return str(answer.json()["id"])
 
 
-def test_two_jobs_end_with_a_report_and_a_student(service: Service, tmp_path: Path) -> None:
+def test_two_jobs_end_with_a_report_and_a_student(tide: Service, tmp_path: Path) -> None:
     shared = evaluated_spec(tmp_path / "shared")
     moe = write_tiny_teacher(tmp_path / "moe", "llada2_moe")
     cross = evaluated_spec(tmp_path / "cross", objective="tide_cross", pipeline="cross_tokenizer")
     cross["teacher"] = {"model": str(moe)}
-    jobs = {name: post(service, spec) for name, spec in (("shared", shared), ("cross", cross))}
+    jobs = {name: post(tide, spec) for name, spec in (("shared", shared), ("cross", cross))}
     for job_id in jobs.values():
-        await_true(lambda i=job_id: service.get(f"/v1/jobs/{i}")["finished_at"], f"{job_id} has ended", 240)
+        await_true(lambda i=job_id: tide.get(f"/v1/jobs/{i}")["finished_at"], f"{job_id} has ended", 240)
     for name, job_id in jobs.items():
-        job = service.get(f"/v1/jobs/{job_id}")
+        job = tide.get(f"/v1/jobs/{job_id}")
         assert job["status"] == "succeeded", (name, job["error"])
-        _check_events(service, job_id)
-        _check_metrics(service, job_id)
+        _check_events(tide, job_id)
+        _check_metrics(tide, job_id)
         _check_report(Path(job["model"]["location"]).parent, name)
         _check_student(Path(job["model"]["location"]))
 

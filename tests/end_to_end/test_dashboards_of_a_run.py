@@ -19,7 +19,7 @@ import pytest
 from grafana_code import dashboards
 from otlp_collector import HAS_EXPORTER, Collector
 from prometheus_client.parser import text_string_to_metric_families
-from running_prometheus import Prometheus, running_prometheus
+from running_prometheus import Prometheus, prometheus_program, running_prometheus
 from running_tide import Service, await_true, job_spec
 
 from service.observability.metrics import COUNTED, GAUGES
@@ -53,6 +53,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A job from its post to its report, scraped all the while."""
+    prometheus_program()  # before minutes of work that nobody would watch
     folder = tmp_path_factory.mktemp("watched")
     with contextlib.ExitStack() as stack:
         collector = stack.enter_context(Collector()) if HAS_EXPORTER else None

@@ -319,6 +319,6 @@ class TestPurposes:
             dist.all_gather_object(everybody, own)
             return {"purposes": everybody}
 
-        monkeypatch.setattr("workers.student.worker.train_on_worker", where)
+        monkeypatch.setattr("workers.student.driver._train", where)
         found = _fit(brief(tmp_path, Phase.TRAIN, self.LABELS))
         assert found["purposes"] == ["teacher", "teacher"]

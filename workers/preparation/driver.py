@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tide_core.contracts.reporting import AttemptBrief, Coverage, DatasetPrepare
 from tide_core.contracts.states import Phase
 from tide_core.data.preparation import PairRecipe, pair_recipe
 from tide_core.data.prepare import (
+    BATCH_ROWS,
     PreparationProgress,
     RowBatch,
     ShardReport,
@@ -149,8 +151,8 @@ def ray_map(
 ) -> Iterator[ShardReport]:
     """Run over batches on the cluster's CPUs, a bounded number at a time.
 
-    The storage folder must be one that all nodes share. A data set of one batch is done here: for it Ray is
-    not even joined.
+    The storage folder must be one that all nodes share. A data set with no more rows than one batch holds is
+    done here, whatever its splits: it takes less time than the start of a process, and Ray is not joined.
 
     Args:
         function: what to do with a batch.
@@ -158,19 +160,13 @@ def ray_map(
         node_labels: of the nodes that may be used; any node without them.
     """
     upcoming = iter(batches)
-    first, second = next(upcoming, None), next(upcoming, None)
-    if first is None:
-        return
-    if second is None:
-        yield function(first)
-        return
-    yield from _on_cluster(function, _chain(first, second, upcoming), node_labels or {})
-
-
-def _chain(first: RowBatch, second: RowBatch, rest: Iterator[RowBatch]) -> Iterator[RowBatch]:
-    yield first
-    yield second
-    yield from rest
+    read: list[RowBatch] = []
+    for batch in upcoming:
+        read.append(batch)
+        if sum(len(each.rows) for each in read) > BATCH_ROWS:
+            yield from _on_cluster(function, chain(read, upcoming), node_labels or {})
+            return
+    yield from map(function, read)
 
 
 def _on_cluster(

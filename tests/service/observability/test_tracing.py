@@ -28,9 +28,10 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     if not HAS_EXPORTER:
         pytest.skip("no exporter here: pip install -e .[tracing]")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms; spans leave every five seconds otherwise
     with Collector() as running:
         yield running
 

@@ -1,6 +1,7 @@
 """Real text under real tokenizers, against an oracle that walks byte by byte."""
 
 import ast
+import functools
 import inspect
 import itertools
 import textwrap
@@ -95,25 +96,38 @@ def real_tokenizer(real_tokenizer_folder: Callable[[str], Path]) -> Callable[[st
     return load
 
 
-@pytest.mark.parametrize(("name_a", "name_b"), PAIRS)
-def test_chunks_of_real_text_equal_the_oracle(
-    name_a: str, name_b: str, real_tokenizer: Callable[[str], Tokenizer], texts: list[str]
-) -> None:
-    lengths: list[list[list[int]]] = []
-    for name in (name_a, name_b):
+@pytest.fixture(scope="module")
+def real_lengths(
+    real_tokenizer: Callable[[str], Tokenizer], texts: list[str]
+) -> Callable[[str], list[list[int]]]:
+    """Bytes of each token of each text, by a tokenizer's name."""
+
+    @functools.cache
+    def lengths(name: str) -> list[list[int]]:
         tokenizer = real_tokenizer(name)
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        spans = [
+        spans = (
             token_spans(tokenizer, encoding.ids, text.encode())
             for encoding, text in zip(encodings, texts, strict=True)
-        ]
-        lengths.append([(span[:, 1] - span[:, 0]).tolist() for span in spans])
+        )
+        return [(span[:, 1] - span[:, 0]).tolist() for span in spans]
+
+    return lengths
+
+
+@pytest.mark.parametrize(("name_a", "name_b"), PAIRS)
+def test_chunks_of_real_text_equal_the_oracle(
+    name_a: str, name_b: str, real_lengths: Callable[[str], list[list[int]]], texts: list[str]
+) -> None:
+    lengths = [real_lengths(name) for name in (name_a, name_b)]
     counts = [np.array([len(content) for content in side]) for side in lengths]
     flat = [np.array([n for content in side for n in content]) for side in lengths]
     chunks, content = align_chunks_batch(flat[0], counts[0], flat[1], counts[1])
     starts = [np.cumsum(count) - count for count in counts]
+    assert (np.diff(content) >= 0).all()
+    by_text = np.split(chunks, np.searchsorted(content, np.arange(1, len(texts))))
     for number in range(len(texts)):
-        found = chunks[content == number] - np.repeat([starts[0][number], starts[1][number]], 2)
+        found = by_text[number] - np.repeat([starts[0][number], starts[1][number]], 2)
         assert found.tolist() == chunks_byte_by_byte(lengths[0][number], lengths[1][number]), texts[number]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from tide_core.contracts.job import DataSource, DataSpec, HeldOut, JobSpec, Stud
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief, DatasetPrepared, Finished, Note, Progress
 from tide_core.contracts.states import Phase
-from tide_core.data.prepare import serial_map
+from tide_core.data.prepare import BATCH_ROWS, RowBatch, serial_map
 from tide_core.data.shards import PreparedDataset
+from tide_core.data.sources import Row
 from workers.main import phase_function, run_phase, say
+from workers.preparation import driver
 from workers.preparation.driver import prepare_for_job, ray_map
 from workers.preparation.location import open_prepared
 from workers.reporting.fake_control import FakeControlPlane
@@ -175,6 +177,24 @@ def test_many_batches_go_over_ray(
     assert [s.student_ids.tolist() for s in ours.train] == [s.student_ids.tolist() for s in theirs.train]
 
 
-def test_one_batch_does_not_need_ray() -> None:
-    assert list(ray_map(str, ["only"])) == ["only"]  # type: ignore[arg-type,list-item]
-    assert list(ray_map(str, [])) == []  # type: ignore[arg-type]
+def test_few_rows_do_not_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two splits of one batch's rows are done in this process; one row more goes over the cluster."""
+    places: list[str] = []
+
+    def on_cluster(function: Any, batches: Iterable[RowBatch], labels: Any) -> Iterator[Any]:
+        places.append("cluster")
+        return map(function, batches)
+
+    monkeypatch.setattr(driver, "_on_cluster", on_cluster)
+    row = Row(0, 0, {"prompt": "Say 1", "response": "1"})
+
+    def numbers(*sizes: int) -> list[int]:
+        batches = [RowBatch(number, "train", [row] * size) for number, size in enumerate(sizes)]
+        return list(ray_map(lambda batch: batch.number, batches))  # type: ignore[arg-type,return-value]
+
+    assert numbers() == []
+    assert numbers(BATCH_ROWS) == [0]
+    assert numbers(BATCH_ROWS - 20, 20) == [0, 1]
+    assert places == []
+    assert numbers(BATCH_ROWS - 20, 21, 5) == [0, 1, 2]
+    assert places == ["cluster"]

@@ -12,7 +12,7 @@ from workers.teachers.tiny import write_tiny_teacher
 ARCHITECTURES = ("llada2_moe", "wedlm")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TeacherPool]:
     folder = tmp_path_factory.mktemp("teachers")
     return {
@@ -26,7 +26,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TeacherPool]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def loaded(pools: dict[str, TeacherPool]) -> Iterator[dict[str, LoadedTeacher]]:
     teachers = {name: load_for_serving(pool.teacher, threads=1) for name, pool in pools.items()}
     yield teachers
@@ -34,7 +34,7 @@ def loaded(pools: dict[str, TeacherPool]) -> Iterator[dict[str, LoadedTeacher]]:
         teacher.engine.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def serving(pools: dict[str, TeacherPool]) -> Iterator[None]:
     """A cluster that serves both pools, deployed as the control plane does: declaratively."""
     import ray

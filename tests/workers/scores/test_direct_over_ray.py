@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_transport_contract import request_of
+from score_answers import request_of
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from score_answers import TOP_K, numbers, top_k_for
+from score_answers import TOP_K, numbers, request_of, top_k_for
 
 from tide_core.contracts.errors import (
     FingerprintMismatchError,
@@ -14,7 +14,7 @@ from tide_core.contracts.errors import (
     RetryableScoreError,
     ScoreError,
 )
-from tide_core.contracts.scores import Layout, ScoreRequest, Want
+from tide_core.contracts.scores import Layout, Want
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
 from workers.scores.local_transport import LocalTransport
 from workers.scores.prefetcher import AskedStep, Prefetcher
@@ -49,28 +49,6 @@ def connect(
     yield connect
     for transport in opened:
         transport.close()
-
-
-def request_of(
-    lengths: list[int],
-    layout: Layout = Layout.BIDIRECTIONAL,
-    want: Want = Want.TARGET_LOG_PROB,
-    *,
-    seed: int = 0,
-    job_id: str = "job",
-) -> ScoreRequest:
-    draws = np.random.default_rng(seed)
-    total = sum(lengths)
-    return ScoreRequest(
-        draws.integers(0, 256, total).astype(np.int32),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        draws.integers(0, 3, total).astype(np.uint8),
-        layout,
-        want,
-        block_size=8,
-        job_id=job_id,
-        top_k=top_k_for(want),
-    )
 
 
 @pytest.mark.parametrize("architecture", ["llada2_moe", "wedlm"])
