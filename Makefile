@@ -44,7 +44,7 @@ imports: install
 check: lint types imports  ## style, types and import contracts
 
 test: check browser  ## everything that CI runs
-	$(BIN)/pytest -m "not ray and not soak" -n 2 --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "not ray and not soak" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 	$(BIN)/pytest -m "ray and not soak" $(PYTEST_FLAGS)
 
 KUBE ?= .tide/kubernetes

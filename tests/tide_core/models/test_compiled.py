@@ -86,8 +86,8 @@ for one, other in zip(gradients(compiled), gradients(model), strict=True):
 }
 
 
-# Quantised ones take half a minute more: the long tests have them.
-MARKS = {name: [pytest.mark.soak] for name in CASES if "bits" in name}
+# A minute more: the long tests have them. A student's layers compile in tests/workers/student.
+MARKS = {name: [pytest.mark.soak] for name in CASES if "bits" in name or "student" in name}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, [])) for name in CASES])
