@@ -59,8 +59,10 @@ def lost_worker(error: BaseException) -> WorkerLostError | None:
 
 
 def _is_nodes_death(loss: BaseException) -> bool:
-    from ray.exceptions import ActorUnavailableError, NodeDiedError
+    from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError
 
+    if isinstance(loss, RayActorError) and loss.preempted:  # the node's owner had announced its end
+        return True
     # Unavailable: the connection broke and for a second nobody told of the process's death, which a node that
     # lives does at once. An actor's error says in words alone that the node died with it.
     is_unheard = isinstance(loss, (NodeDiedError, ActorUnavailableError))

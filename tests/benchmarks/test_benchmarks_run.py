@@ -129,7 +129,7 @@ def test_gpu_engine_runs_on_the_cpu() -> None:
     assert all(value > 0 for value in found["tokens_per_second"].values())
 
 
-@pytest.mark.soak  # four processes, each of which imports everything; what they run is tested above in this one
+@pytest.mark.soak  # four processes that import everything; what they run is tested above in this one
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_gpu_steps_run_in_processes_of_their_own() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
@@ -122,14 +122,20 @@ def test_errors_are_found_inside_rays() -> None:
     assert lost_worker(WrappedError({1: ValueError("y")})) is None
 
 
-def actor_died(words: str) -> ActorDiedError:
-    return ActorDiedError(ActorDiedErrorContext(error_message=words, actor_id=bytes(16)))
+def actor_died(words: str, node: NodeDeathInfo | None = None) -> ActorDiedError:
+    return ActorDiedError(
+        ActorDiedErrorContext(error_message=words, actor_id=bytes(16), node_death_info=node)
+    )
+
+
+TAKEN_AWAY = NodeDeathInfo(reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
 
 
 @pytest.mark.parametrize(
     ("loss", "kind"),
     [
         (actor_died("The actor died because its node has died. Node Id: 7"), NodeLostError),
+        (actor_died("The node was terminated.", TAKEN_AWAY), NodeLostError),
         (NodeDiedError("gone"), NodeLostError),
         (ActorUnavailableError("Socket closed", bytes(16)), NodeLostError),
         (actor_died("The actor is dead because its worker process has died."), WorkerLostError),
