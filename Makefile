@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
+COMMA := ,
 
 # Dozens of processes start below: where the environment forbids bytecode, each would compile every module again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -14,16 +15,25 @@ export PYTHONDONTWRITEBYTECODE :=
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[all,dev]'
-	@# pip compiles on one core. torch carries its own tests, one of them in the grammar of a newer Python.
-	$(BIN)/python -m compileall -q -j 0 -x /torch/testing/ $(VENV)/lib
+# pip compiles on one core. torch carries its own tests, one of them in the grammar of a newer Python; should another
+# package do so, the error is shown and does no harm.
+define INSTALL
+$(PYTHON) -m venv $(VENV)
+$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[$(1)]'
+-$(BIN)/python -m compileall -q -j 0 -x /torch/testing/ $(VENV)/lib
+endef
+
+$(VENV)/.runtime: pyproject.toml constraints.txt  # what Tide itself needs
+	$(call INSTALL,all)
 	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call INSTALL,all$(COMMA)dev)
+	touch $(VENV)/.runtime $@
 
 install: $(VENV)/.installed  ## create the virtual environment
 
-demo: install  ## distil two students on this machine and compare them with their controls
+demo: $(VENV)/.runtime  ## distil two students on this machine and compare them with their controls
 	$(BIN)/tide demo
 
 browser:  # the browser test needs Chromium; without root or apt it is skipped with a reason
