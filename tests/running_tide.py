@@ -44,7 +44,8 @@ class Service:
         self._flags = flags
         self.url = ""
         # One for all questions: each new one reads the machine's certificates, a twentieth of a second.
-        self._client = httpx.Client(timeout=20)
+        # No connection is kept: the server is killed and comes back.
+        self._client = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -16,7 +16,7 @@ from benchmarks.aims import AIMS, findings, table
 from benchmarks.measuring import PeakMemory, alternate, machine
 from benchmarks.plots import draw_all
 from benchmarks.scenario import SCENARIOS, Sizes, as_json, samples
-from benchmarks.step import peak_memory, time_both
+from benchmarks.step import peak_memory, time_both, time_one
 
 SMALL = Sizes(
     vocab=256, length=64, batch=2, block=16, hidden=32, layers=2, teacher_hidden=32, teacher_layers=2
@@ -114,6 +114,8 @@ def test_gpu_code_runs_on_the_cpu() -> None:
     assert 0 < found["dense"]["share_of_peak"] < 2
     waiting = gpu.waiting(SCENARIOS["tidal_compdemo"], SMALL, "cpu", number_of_steps=2)
     assert 0 <= waiting["wait_ratio"] < 1
+    alone = time_one("naive", SCENARIOS["reverse_calm"], SMALL, repeats=1, warmup=1, device="cpu")
+    assert alone["seconds"] > 0
 
 
 @pytest.mark.soak

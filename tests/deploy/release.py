@@ -121,18 +121,12 @@ class Release:
 
     def living_nodes(self) -> list[str]:
         """Addresses of the nodes that Ray believes in."""
-        answer = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=self.token(), timeout=10)
-        nodes = answer.raise_for_status().json()["data"]["summary"]
-        return [node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"]
+        return [node["ip"] for node in self._alive()]
 
     def announce_end(self, pod: Pod) -> None:
         """Tell Ray, as a cloud's agent does, that the machine under a pod is about to be taken away."""
-        nodes = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=self.token(), timeout=10).json()
-        (node,) = [
-            each["raylet"]["nodeId"]
-            for each in nodes["data"]["summary"]
-            if each["ip"] == self.network.address(pod.name) and each["raylet"]["state"] == "ALIVE"
-        ]
+        address = self.network.address(pod.name)
+        (node,) = [each["raylet"]["nodeId"] for each in self._alive() if each["ip"] == address]
         command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", node]
         command += ["--address", f"{self.network.address(_HEAD)}:6379", "--deadline-remaining-seconds", "30"]
         command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine"]
@@ -173,6 +167,11 @@ class Release:
                 return False
 
         await_true(answers, f"{pod.name} is ready", 90)
+
+    def _alive(self) -> list[dict[str, Any]]:
+        answer = httpx.get(f"{self.dashboard}/nodes?view=summary", headers=self.token(), timeout=10)
+        nodes = answer.raise_for_status().json()["data"]["summary"]
+        return [node for node in nodes if node["raylet"]["state"] == "ALIVE"]
 
     def _start_database(self) -> Pod:
         template = one(self._manifests, "StatefulSet")["spec"]["template"]["spec"]
