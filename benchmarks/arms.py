@@ -15,14 +15,14 @@ from tide_core.contracts.teacher import TeacherDescription
 from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.objective import Objective
+from tide_core.objective.objective import Objective
+from tide_core.training.collating import MicroBatch, collate
+from tide_core.training.collective import Alone
+from tide_core.training.drawing import draw
+from tide_core.training.step import Progress, ShareOfLoss, Stepper, build_optimizer, part_names
 from workers.scores.local_transport import LocalTransport
 from workers.scores.prefetcher import AskedStep, Prefetcher
 from workers.scores.transport import ScoreTransport
-from workers.student.collective import Alone
-from workers.student.drawing import draw
-from workers.student.feed import MicroBatch, collate
-from workers.student.step import Progress, ShareOfLoss, Stepper, build_optimizer, part_names
 from workers.teachers.engine import TeacherEngine
 
 CLIP_NORM = 1.0
@@ -50,7 +50,7 @@ class Arm(Protocol):
 
 
 class TideArm:
-    """The training step of a job: `workers.student.step`, with the teacher's engine in this process.
+    """The training step of a job: `tide_core.training.step`, with the teacher's engine in this process.
 
     Args:
         scenario: the objective.

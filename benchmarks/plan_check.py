@@ -43,12 +43,12 @@ from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning.memory import CPU_RUNTIME_BYTES
 from tide_core.planning.plan import ModelConfig, make_plan
+from tide_core.training.collective import Alone
+from tide_core.training.drawing import recipe_for
 from workers.measuring import measure_device
 from workers.reporting.recording import RecordingReporter
 from workers.scores.local_transport import LocalTransport
 from workers.student.checkpoint import CheckpointStore
-from workers.student.collective import Alone
-from workers.student.drawing import recipe_for
 from workers.student.loop import Run, spec_digest, train
 from workers.teachers.engine import EngineSettings, TeacherEngine
 

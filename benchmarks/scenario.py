@@ -27,7 +27,7 @@ from tide_core.models.decoder import Decoder, DecoderT
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.schedules.noise import LinearNoise
-from workers.student.drawing import Recipe
+from tide_core.training.drawing import Recipe
 
 END_ID = 0
 CLOSING_TOKENS = 4

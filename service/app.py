@@ -10,24 +10,24 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import Response
 
-from service.api.authentication import AuthenticationMiddleware, bearer_scheme
+from service.access.attempt_tokens import UnauthorizedError
+from service.access.authentication import AuthenticationMiddleware, bearer_scheme
+from service.access.client_tokens import register_bootstrap
 from service.api.dependencies import AppContext
 from service.api.errors import error_response, error_responses_beside_text, install_error_handlers
 from service.api.request_id import RequestContextMiddleware
-from service.auth.service import UnauthorizedError
 from service.datasets.endpoints import router as datasets_router
-from service.db.migrate import upgrade
 from service.db.session import Database
-from service.events.endpoints import router as events_router
+from service.health.endpoints import router as observability_router
 from service.jobs.endpoints import router as jobs_router
+from service.jobs.event_endpoints import router as events_router
 from service.jobs.internal_endpoints import router as internal_router
+from service.migrations.migrate import upgrade
 from service.models.endpoints import router as models_router
-from service.observability.endpoints import router as observability_router
 from service.orchestrator.compute import Compute
 from service.orchestrator.reconciler import Reconciler
 from service.settings import Authentication, Settings
 from service.teachers.endpoints import router as teachers_router
-from service.tokens.service import register_bootstrap
 from service.web.endpoints import install as install_web
 from service.web.endpoints import is_page, sign_in_page
 from tide_core.contracts.errors import TideError

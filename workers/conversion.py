@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from tide_core.checkpoints.headers import read_config, read_json
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.models.conversion import Layout, convert, initialise
-from tide_core.models.headers import read_config, read_json
 from tide_core.models.student import BlockDiffusionStudent
 from workers.storage import materialise_model
 from workers.student.checkpoint import load_state_weights

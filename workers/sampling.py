@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from tide_core.checkpoints.headers import read_json
+from tide_core.checkpoints.mask_token import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from tide_core.contracts.errors import InvalidInputError, TokenizerError
 from tide_core.data.conversations import Message
 from tide_core.data.templates import ChatTemplate
 from tide_core.models.decoder import Decoder
 from tide_core.models.dense import DenseConfig
-from tide_core.models.headers import read_json
 from tide_core.models.loading import parse_dtype
-from tide_core.models.mask_token import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from tide_core.models.teachers.adapter import load_teacher
 from tide_core.samplers.block import sample
 from tide_core.samplers.settings import DEFAULT_BLOCK_SIZE, CommittedTokens, SamplerSettings

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW
 from tide_core.masks.block_attention import block_attention_mask
-from workers.student.drawing import DrawnSample
+from tide_core.training.drawing import DrawnSample
 
 
 @dataclass(frozen=True)

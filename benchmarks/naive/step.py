@@ -20,8 +20,8 @@ from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
-from workers.student.drawing import draw
-from workers.student.step import build_optimizer
+from tide_core.training.drawing import draw
+from tide_core.training.step import build_optimizer
 
 
 class NaiveArm:

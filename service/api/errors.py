@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from service.auth.service import UnauthorizedError
+from service.access.attempt_tokens import UnauthorizedError
+from service.access.client_tokens import ForbiddenError
 from service.orchestrator.compute import ComputeUnavailableError
-from service.tokens.service import ForbiddenError
 from tide_core.contracts.errors import ConflictError, InvalidInputError, NotFoundError, TideError
 
 log = structlog.get_logger(__name__)

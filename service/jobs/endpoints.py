@@ -8,7 +8,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
 from fastapi.responses import PlainTextResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.api.authentication import CurrentCaller
+from service.access.authentication import CurrentCaller
 from service.api.dependencies import Context, JobId, ReadSession, WriteSession
 from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import After, Limit, Page, page_of

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Request
 
+from service.access import attempt_tokens as auth
 from service.api.dependencies import Context, ReadSession, WriteSession
 from service.api.errors import error_responses
-from service.auth import service as auth
 from service.jobs import repository
 from service.jobs.briefing import attempt_brief
 from service.jobs.reports import store

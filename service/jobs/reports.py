@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.auth.service import AttemptIdentity
+from service.access.attempt_tokens import AttemptIdentity
 from service.clock import utc_now
 from service.datasets import service as datasets
 from service.db.storable import storable

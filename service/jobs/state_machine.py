@@ -12,7 +12,7 @@ from sqlalchemy import update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.auth import service as auth
+from service.access import attempt_tokens as auth
 from service.clock import utc_now
 from service.events import service as events
 from service.jobs.tables import AttemptRow, JobRow

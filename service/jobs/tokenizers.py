@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tide_core.alignment.bytes import token_table
-from tide_core.alignment.special_tokens import require_eos_token, require_mask_token
-from tide_core.alignment.tokenizer_folder import load_tokenizer
 from tide_core.alignment.vocabulary import shared_vocabulary_size
+from tide_core.checkpoints.special_tokens import require_eos_token, require_mask_token
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import TokenizerError
 from tide_core.contracts.objective import Pipeline
 

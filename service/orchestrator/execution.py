@@ -7,7 +7,7 @@ import shlex
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.auth import service as auth
+from service.access import attempt_tokens as auth
 from service.clock import utc_now
 from service.db.session import Database
 from service.events import service as events

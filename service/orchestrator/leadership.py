@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.db.tables import LeaderLeaseRow
+from service.orchestrator.tables import LeaderLeaseRow
 from tide_core.contracts.errors import ConflictError
 
 

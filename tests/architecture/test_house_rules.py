@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("tide_core", "service", "workers")
+PACKAGES = ("tide", "tide_core", "service", "workers", "tools")
 
 
 def modules() -> list[Path]:
@@ -56,7 +56,7 @@ def test_the_method_draws_no_global_randomness() -> None:
     [
         ("tide_core.contracts.job", ("torch", "ray", "transformers", "pyarrow")),
         ("tide_core.contracts.scores", ("torch", "ray")),
-        ("service.cli.main", ("torch", "ray", "sqlalchemy", "fastapi")),
+        ("tide.cli.main", ("torch", "ray", "sqlalchemy", "fastapi")),
         ("service.app", ("torch", "ray", "transformers")),
     ],
 )

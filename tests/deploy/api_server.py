@@ -18,8 +18,9 @@ import httpx
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from running_prometheus import free_port
-from running_tide import await_true
+
+from tests.support.running_prometheus import free_port
+from tests.support.running_tide import await_true
 
 Manifest = dict[str, Any]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 from api_server import ApiServer, Manifest
-from running_tide import await_true
+
+from tests.support.running_tide import await_true
 
 CHART = Path(__file__).parents[2] / "helm" / "tide"
 _RENDERER = "old-kubernetes"

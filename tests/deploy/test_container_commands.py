@@ -17,7 +17,7 @@ from dockerfile import last
 from kuberay import head_container, quantity, worker_container
 from ray.scripts.scripts import start as ray_start
 
-from service.cli.main import build_app
+from tide.cli.main import build_app
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
 Render = Callable[..., list[Manifest]]

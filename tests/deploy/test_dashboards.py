@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grafana_code import dashboards
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from running_prometheus import Prometheus, running_prometheus
 
 from service.observability.metrics import COUNTED, GAUGES
+from tests.support.running_prometheus import Prometheus, running_prometheus
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
+from tools import dashboards
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "helm" / "tide" / "files"
@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 30.0
 @pytest.mark.parametrize("name", dashboards.PAGES)
 def test_the_committed_dashboard_is_current(name: str) -> None:
     text = (FILES / "dashboards" / f"{name}.json").read_text()
-    assert text == dashboards.document(name), "run: python deploy/grafana/dashboards.py"
+    assert text == dashboards.document(name), "run: python -m tools.dashboards"
     panels = json.loads(text)["panels"]
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
     assert len(places) == len(panels)

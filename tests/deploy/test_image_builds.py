@@ -72,7 +72,9 @@ def test_no_torch_and_no_ray_come_along(image: Builder) -> None:
     for module in ("torch", "ray", "transformers", "pip", "setuptools"):
         done = image.run("python", "-c", f"import {module}", check=False)
         assert "ModuleNotFoundError" in done.stderr, module
-    image.run("python", "-c", "import service.app, service.db.migrate, tide_core.contracts, s3fs, asyncpg")
+    image.run(
+        "python", "-c", "import service.app, service.migrations.migrate, tide_core.contracts, s3fs, asyncpg"
+    )
 
 
 def test_the_package_is_the_images_own(image: Builder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
+from tools import helm_values_page
+
 ROOT = Path(__file__).parents[2]
 PAGES = ("install", "upgrade", "backup", "security", "air-gapped")
 VALUES = yaml.safe_load((ROOT / "helm" / "tide" / "values.yaml").read_text())
 
 
 def test_the_reference_of_the_values_is_current() -> None:
-    path = ROOT / "deploy" / "values_reference.py"
-    spec = importlib.util.spec_from_file_location("tide_values_reference", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.TARGET.read_text() == module.document(), "run: python deploy/values_reference.py"
+    assert helm_values_page.TARGET.read_text() == helm_values_page.document(), (
+        "run: python -m tools.helm_values_page"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

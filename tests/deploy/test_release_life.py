@@ -13,7 +13,8 @@ import pytest
 import yaml
 from api_server import ApiServer, Manifest, RefusedError
 from installer import Installer, make_namespace, objects
-from running_tide import await_true
+
+from tests.support.running_tide import await_true
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
 

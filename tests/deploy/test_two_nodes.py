@@ -19,7 +19,8 @@ import pytest
 from pods import Pod, obstacle
 from prometheus_client.parser import text_string_to_metric_families
 from release import STORAGE, Release
-from running_tide import await_true, job_spec
+
+from tests.support.running_tide import await_true, job_spec
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

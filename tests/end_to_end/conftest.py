@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from running_tide import Service
+
+from tests.support.running_tide import Service
 
 
 @pytest.fixture(scope="package")

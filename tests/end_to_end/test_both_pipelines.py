@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from running_tide import Service, await_true, job_spec
 
+from tests.support.running_tide import Service, await_true, job_spec
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.samplers.block import sample
 from tide_core.samplers.settings import SamplerSettings

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from grafana_code import dashboards
-from otlp_collector import HAS_EXPORTER, Collector
 from prometheus_client.parser import text_string_to_metric_families
-from running_prometheus import Prometheus, prometheus_program, running_prometheus
-from running_tide import Service, await_true, job_spec
 
 from service.observability.metrics import COUNTED, GAUGES
 from service.orchestrator.embedded_ray import read_record
+from tests.support.otlp_collector import HAS_EXPORTER, Collector
+from tests.support.running_prometheus import Prometheus, prometheus_program, running_prometheus
+from tests.support.running_tide import Service, await_true, job_spec
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
+from tools import dashboards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -175,7 +175,7 @@ def test_the_jobs_series_have_ended(watched: Watched) -> None:
 
 def test_the_dashboards_can_be_drawn(watched: Watched, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="no matplotlib here: pip install -e .[dev]")
-    import render
+    from tools import render_dashboards as render
 
     target = PICTURES if os.environ.get("TIDE_WRITE_PICTURES") else tmp_path
     window = render.Window(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running_tide import Service, job_spec
+
+from tests.support.running_tide import Service, job_spec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [

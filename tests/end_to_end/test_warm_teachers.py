@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running_tide import Service, await_true, job_spec
+
+from tests.support.running_tide import Service, await_true, job_spec
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from running_tide import Service, await_true, job_spec
 
 from service.orchestrator import embedded_ray
+from tests.support.running_tide import Service, await_true, job_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from service.app import create_app
-from service.db.migrate import upgrade
 from service.db.session import Database
+from service.migrations.migrate import upgrade
 from service.settings import Settings
 
 

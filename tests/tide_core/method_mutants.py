@@ -269,7 +269,7 @@ MUTANTS = [
         ("temperature**2 * tidal_kl(student", "tidal_kl(student"),
     ),
     *_mutants(
-        "objective",
+        "objective/objective",
         "objective",
         ("total = total + term.weight * value", "total = total + value"),
         ("noise.weight(inputs.t)[inputs.masked_row]", "noise.weight(inputs.t)[0]"),
@@ -300,7 +300,7 @@ MUTANTS = [
         ("if not options.debias:", "if options.debias:"),
     ),
     *_mutants(
-        "objective_inputs",
+        "objective/inputs",
         "objective",
         ("tail = self.log_tails[:, self.temperatures.index(temperature)]", "tail = self.log_tails[:, 0] * 0"),
         ("scaled = self.logits / temperature", "scaled = self.logits"),

@@ -14,9 +14,9 @@ from jaxtyping import Int32, Int64
 
 from tide_core.alignment.chunks import TokenRuns, align_runs, chunk_ids_per_token
 from tide_core.alignment.coverage import CoverageReport
-from tide_core.alignment.special_tokens import require_eos_token
-from tide_core.alignment.tokenizer_folder import tokenizer_fingerprint
 from tide_core.alignment.vocabulary import shared_vocabulary_size
+from tide_core.checkpoints.special_tokens import require_eos_token
+from tide_core.checkpoints.tokenizer_folder import tokenizer_fingerprint
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import DataSource, TemplateOptions
 from tide_core.contracts.objective import Pipeline

@@ -22,7 +22,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tide_core.alignment.tokenizer_folder import read_chat_template, read_settings, token_text
+from tide_core.checkpoints.tokenizer_folder import read_chat_template, read_settings, token_text
 from tide_core.contracts.errors import TokenizerError
 from tide_core.data.conversations import ASSISTANT, Message, UnusableRowError
 from tide_core.data.samples import RejectionReason

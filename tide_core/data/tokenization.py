@@ -14,8 +14,8 @@ from jaxtyping import Int32, Int64
 from tokenizers import Tokenizer, normalizers
 
 from tide_core.alignment.bytes import TokenTable, token_spans, token_table
-from tide_core.alignment.special_tokens import SpecialTokens, find_special_tokens
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.special_tokens import SpecialTokens, find_special_tokens
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import AlignmentError
 from tide_core.data.conversations import Conversation, PlainText, UnusableRowError
 from tide_core.data.samples import RejectionReason

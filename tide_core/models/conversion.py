@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from tide_core.checkpoints.headers import read_config
+from tide_core.checkpoints.mask_token import MaskToken, append_mask_token, find_mask_token, require_mask_token
 from tide_core.contracts.errors import CheckpointError, ConflictError
 from tide_core.models.dense import STUDENT_PREFIX
 from tide_core.models.dllm_layout import fit_tokenizer
 from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer
-from tide_core.models.headers import read_config
-from tide_core.models.mask_token import MaskToken, append_mask_token, find_mask_token, require_mask_token
 from tide_core.models.student import BlockDiffusionStudent
 
 CAUSAL_FAMILIES = ("qwen3", "qwen2", "llama")

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
+from tide_core.checkpoints.headers import CONFIG_NAME, read_config, read_headers
+from tide_core.checkpoints.mask_token import find_mask_token
 from tide_core.contracts.errors import CheckpointError, InvalidInputError, ShapeError
 from tide_core.contracts.job import Quantisation
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.configuration import DecoderConfig
-from tide_core.models.headers import CONFIG_NAME, read_config, read_headers
 from tide_core.models.layers import AttentionPattern, DecoderLayer, LayerContext, RMSNorm, as_bias
 from tide_core.models.loading import (
     DEFAULT_SHARD_BYTES,
@@ -34,7 +35,6 @@ from tide_core.models.loading import (
     save_sharded,
     stored_dtype,
 )
-from tide_core.models.mask_token import find_mask_token
 from tide_core.models.quantisation import quantise_layer
 from tide_core.models.reading import ReadPlaces
 from tide_core.models.rotary import rotary_tables

@@ -14,15 +14,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tide_core.contracts.errors import TokenizerError
-from tide_core.models.headers import read_json
-from tide_core.models.mask_token import (
+from tide_core.checkpoints.headers import read_json
+from tide_core.checkpoints.mask_token import (
     DEFAULT_MASK_TOKEN,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     require_mask_token,
     token_ids,
 )
+from tide_core.contracts.errors import TokenizerError
 
 
 def fit_tokenizer(folder: str | os.PathLike[str], eos_token_ids: tuple[int, ...]) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tide_core.checkpoints.mask_token import TOKENIZER_NAME
 from tide_core.contracts.errors import TokenizerError
-from tide_core.models.mask_token import TOKENIZER_NAME
 
 CARD_NAME = "README.md"
 TOKENIZER_FILES = (

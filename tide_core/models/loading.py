@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tide_core.checkpoints.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, read_config, read_headers
 from tide_core.contracts.errors import CheckpointError
-from tide_core.models.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, read_config, read_headers
 
 DEFAULT_SHARD_BYTES = 4 * 1024**3
 HEAD_KEYS = ("lm_head.weight",)

@@ -121,7 +121,7 @@ def _tide_command() -> list[str]:
     script = Path(sys.executable).with_name("tide")
     if script.is_file():
         return [str(script)]
-    return [sys.executable, "-c", "from service.cli.main import main; main()"]
+    return [sys.executable, "-c", "from tide.cli.main import main; main()"]
 
 
 def _tail(log: Path | None) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tide_core.alignment.special_tokens import find_special_tokens
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.special_tokens import find_special_tokens
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import ExactMatchTask, TemplateOptions
 from tide_core.data.conversations import Conversation, Message, UnusableRowError, read_row

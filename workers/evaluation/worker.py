@@ -20,6 +20,7 @@ from tide_core.contracts.states import Phase
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
+from tide_core.training.precision import autocast_dtype
 from workers.cluster import worker_threads
 from workers.evaluation.exact_match import (
     THRESHOLD,
@@ -42,7 +43,6 @@ from workers.scores.opening import open_transport
 from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.initial import initial_location
-from workers.student.precision import autocast_dtype
 
 log = structlog.get_logger(__name__)
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from tide_core.contracts.errors import CheckpointError
 from tide_core.schedules.adaptive import AdaptiveProgress
+from tide_core.training.sharding import like, whole
 from workers.storage import local_path, publish_folder, read_bytes
-from workers.student.sharding import like, whole
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tide_core.alignment.special_tokens import find_special_tokens
+from tide_core.checkpoints.special_tokens import find_special_tokens
 from tide_core.contracts.job import ResolvedJobSpec, StudentSpec
 from workers.storage import exists, local_path, materialise_model, materialise_tokenizer, publish_folder
 
@@ -63,8 +63,8 @@ def student_tokenizer(student: StudentSpec, scratch: Path) -> Path:
     Raises:
         TokenizerError: there is no mask token and none is to be added.
     """
+    from tide_core.checkpoints.mask_token import append_mask_token, require_mask_token
     from tide_core.models.export import copy_tokenizer
-    from tide_core.models.mask_token import append_mask_token, require_mask_token
 
     location = student.tokenizer or student.model
     assert location is not None

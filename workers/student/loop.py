@@ -18,20 +18,16 @@ from tide_core.data.batches import BatchPlan, micro_batches
 from tide_core.masks.block_attention import compact_length
 from tide_core.models.compiling import compile_layers
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.objective import Objective
-from tide_core.objective_inputs import Normalisers
+from tide_core.objective.inputs import Normalisers
+from tide_core.objective.objective import Objective
 from tide_core.schedules.adaptive import advance
 from tide_core.schedules.tidal import tidal_lambda
-from workers.reporting.reporter import ProgressMeter, Reporter
-from workers.scores.prefetcher import AnsweredStep, Prefetcher
-from workers.scores.transport import ScoreTransport
-from workers.student.checkpoint import CheckpointStore, TrainingState, assist
-from workers.student.collective import Collective
-from workers.student.drawing import Recipe, draw, noise_schedule
-from workers.student.feed import MicroBatch, collate, padding_ratio
-from workers.student.schedule import learning_rate, total_steps, training_progress
-from workers.student.sharding import evaluating, is_sharded
-from workers.student.step import (
+from tide_core.training.collating import MicroBatch, collate, padding_ratio
+from tide_core.training.collective import Collective
+from tide_core.training.drawing import Recipe, draw, noise_schedule
+from tide_core.training.schedule import learning_rate, total_steps, training_progress
+from tide_core.training.sharding import evaluating, is_sharded
+from tide_core.training.step import (
     Progress,
     ShareOfLoss,
     Stepper,
@@ -40,6 +36,10 @@ from workers.student.step import (
     build_optimizer,
     part_names,
 )
+from workers.reporting.reporter import ProgressMeter, Reporter
+from workers.scores.prefetcher import AnsweredStep, Prefetcher
+from workers.scores.transport import ScoreTransport
+from workers.student.checkpoint import CheckpointStore, TrainingState, assist
 from workers.student.stream import (
     DrawnStep,
     answers_of,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tide_core.alignment.boundaries import begins_pretoken
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Note
@@ -24,6 +24,10 @@ from tide_core.data.batches import BatchPlan
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
+from tide_core.training.collective import Alone, Collective, ProcessGroup
+from tide_core.training.drawing import Recipe, recipe_for
+from tide_core.training.precision import autocast_dtype
+from tide_core.training.sharding import shard, whole_student
 from workers.cluster import worker_threads
 from workers.evaluation.held_out import held_out_set, measure
 from workers.preparation.location import open_prepared
@@ -34,14 +38,10 @@ from workers.scores.opening import open_transport
 from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore
-from workers.student.collective import Alone, Collective, ProcessGroup
-from workers.student.drawing import Recipe, recipe_for
 from workers.student.export import export_student, model_card
 from workers.student.initial import initial_location
 from workers.student.loop import Outcome, Run, spec_digest, train
 from workers.student.manifest import write_manifest
-from workers.student.precision import autocast_dtype
-from workers.student.sharding import shard, whole_student
 
 log = structlog.get_logger(__name__)
 

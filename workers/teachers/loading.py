@@ -9,11 +9,11 @@ import torch
 from tokenizers import Tokenizer
 
 from tide_core.alignment.boundaries import begins_pretoken
-from tide_core.alignment.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
+from tide_core.checkpoints.fingerprint import fingerprint
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherDescription
 from tide_core.models.compiling import compile_layers
-from tide_core.models.fingerprint import fingerprint
 from tide_core.models.quantisation import memory_bytes, parameter_count
 from tide_core.models.teachers.adapter import architecture_of, load_teacher
 from workers.storage import materialise_model

@@ -15,12 +15,12 @@ import schemathesis.checks
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 
+from service.access.client_tokens import register_bootstrap
 from service.app import create_app
-from service.db.migrate import upgrade
 from service.db.session import Database
-from service.openapi import document
+from service.migrations.migrate import upgrade
 from service.settings import Settings
-from service.tokens.service import register_bootstrap
+from tools.openapi import document
 
 EXAMPLES = int(os.environ.get("TIDE_TEST_EXAMPLES", "12"))
 TOKEN = f"tide_{secrets.token_hex(32)}"

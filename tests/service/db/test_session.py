@@ -14,8 +14,8 @@ from sqlalchemy.exc import StatementError
 import service
 from service.db.session import Database
 from service.db.storable import check_storable, storable
-from service.db.tables import LeaderLeaseRow
 from service.db.upsert import upsert
+from service.orchestrator.tables import LeaderLeaseRow
 from tide_core.contracts.errors import InvalidInputError
 
 

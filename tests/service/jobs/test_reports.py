@@ -10,14 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from coverage_reports import coverage
 
-from service.auth import service as auth
+from service.access import attempt_tokens as auth
 from service.db.session import Database
 from service.jobs import repository
 from service.jobs.state_machine import begin_next_attempt, transition
 from service.jobs.tables import PhaseOutcome
 from service.teachers import service as teachers
+from tests.support.coverage_reports import coverage
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import (
     AnyReport,

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 import service
-from service.auth import service as auth
+from service.access import attempt_tokens as auth
 from service.clock import utc_now
 from service.db.session import Database
 from service.events import repository as events

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.clock import utc_now
 from service.db.session import Database
+from service.health.readings import _OF_STEP
 from service.jobs import repository
 from service.jobs.tables import AttemptRow, JobRow, MetricRow, PhaseRunRow
-from service.observability.readings import _OF_STEP
 from tide_core.contracts.states import ACTIVE_STATES, JobState, Phase
 
 PostJob = Callable[..., Awaitable[dict[str, Any]]]

@@ -13,20 +13,20 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.access.attempt_tokens import AttemptIdentity
 from service.app import create_app
-from service.auth.service import AttemptIdentity
 from service.clock import utc_now
 from service.db.session import Database
+from service.health.readings import _OF_STEP
 from service.jobs import reports, repository
 from service.jobs.state_machine import transition
 from service.jobs.tables import MetricRow
-from service.observability import metrics_document
 from service.observability.metrics import GAUGES, REGISTRY
-from service.observability.readings import _OF_STEP
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
 from tide_core.contracts.reporting import Finished, Report, ReportBatch
 from tide_core.contracts.states import JobState, Phase
+from tools import metrics_page as metrics_document
 
 PostJob = Callable[..., Awaitable[dict[str, Any]]]
 
@@ -191,5 +191,5 @@ def _samples(text: str) -> dict[tuple[str, ...], float]:
 
 def test_the_reference_of_the_metrics_is_current() -> None:
     assert metrics_document.TARGET.read_text() == metrics_document.document(), (
-        "run: python -m service.observability.metrics_document"
+        "run: python -m tools.metrics_page"
     )

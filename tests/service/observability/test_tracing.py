@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from otlp_collector import HAS_EXPORTER, Collector, Received
 
 from service.app import create_app
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
+from tests.support.otlp_collector import HAS_EXPORTER, Collector, Received
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.reporting import AttemptBrief, Failed, Finished
 from tide_core.contracts.states import Phase

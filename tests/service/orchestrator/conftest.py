@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from coverage_reports import coverage
 from sqlalchemy import select
 
-from service.auth import service as auth
+from service.access import attempt_tokens as auth
 from service.clock import utc_now
 from service.db.session import Database
 from service.events.tables import EventRow
@@ -23,6 +22,7 @@ from service.orchestrator.fake_compute import FakeCompute
 from service.orchestrator.reconciler import Reconciler
 from service.settings import Settings
 from service.teachers.tables import LeaseRow, TeacherRow
+from tests.support.coverage_reports import coverage
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.reporting import (

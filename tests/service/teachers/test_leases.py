@@ -9,12 +9,12 @@ import httpx
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from service.cli.teachers import wanted_replicas
 from service.clock import utc_now
 from service.db.session import Database
 from service.jobs import repository as jobs
 from service.teachers import repository, service
 from service.teachers.tables import LeaseRow
+from tide.cli.teachers import wanted_replicas
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.teacher import PoolState
 

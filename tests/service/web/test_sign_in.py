@@ -14,13 +14,13 @@ import httpx
 import pytest
 import uvicorn
 
+from service.access import client_tokens as tokens
+from service.access.tables import Role
 from service.app import create_app
 from service.db.session import Database
 from service.orchestrator.embedded_ray import free_port
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Authentication, Settings
-from service.tokens import service as tokens
-from service.tokens.tables import Role
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from tide_core.alignment.boundaries import begins_pretoken
 from tide_core.alignment.bytes import token_bytes
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 
 
 @pytest.fixture(params=["llada2_folder", "qwen_folder", "sentencepiece_folder"])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_tokenizers import standard_library_texts
 from tokenizers import Tokenizer
 
+from tests.support.fixtures_tokenizers import standard_library_texts
 from tide_core.alignment.bytes import token_byte_lengths, token_spans
 from tide_core.alignment.chunks import align_chunks_batch
-from tide_core.alignment.tokenizer_folder import load_tokenizer
 from tide_core.alignment.vocabulary import shared_vocabulary_size
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 
 PAIRS = [("qwen3", "llama3_1"), ("qwen3", "gemma3"), ("qwen3", "deepseek_v3"), ("llama3_1", "gemma3")]
 

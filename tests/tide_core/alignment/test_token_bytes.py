@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer
 
 from tide_core.alignment.bytes import BYTE_ALPHABET, token_byte_lengths, token_bytes, token_spans, token_table
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import AlignmentError, TokenizerError
 
 TEXTS = [

@@ -5,8 +5,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models
 
 from tide_core.alignment.bytes import token_table
-from tide_core.alignment.tokenizer_folder import load_tokenizer
 from tide_core.alignment.vocabulary import shared_vocabulary_size
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 
 
 def shared_by_a_loop(a: Tokenizer, b: Tokenizer) -> int:

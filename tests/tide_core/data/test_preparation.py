@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures_tokenizers import standard_library_texts, write_folder
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from tests.support.fixtures_tokenizers import standard_library_texts, write_folder
 from tide_core.alignment.bytes import token_bytes
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError, TokenizerError
 from tide_core.contracts.job import DataSource, TemplateOptions
 from tide_core.contracts.objective import Pipeline

@@ -4,9 +4,15 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from fixtures_tokenizers import LLADA2_SPECIAL, LLADA2_TEMPLATE, QWEN_SPECIAL, QWEN_TEMPLATE, write_folder
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from tests.support.fixtures_tokenizers import (
+    LLADA2_SPECIAL,
+    LLADA2_TEMPLATE,
+    QWEN_SPECIAL,
+    QWEN_TEMPLATE,
+    write_folder,
+)
 from tide_core.contracts.job import DataSource, TemplateOptions
 from tide_core.contracts.objective import Pipeline
 from tide_core.data.preparation import pair_recipe, prepare_rows

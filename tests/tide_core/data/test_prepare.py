@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures_tokenizers import standard_library_texts
 
+from tests.support.fixtures_tokenizers import standard_library_texts
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource, DataSpec, HeldOut, TemplateOptions
 from tide_core.contracts.objective import Pipeline

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures_tokenizers import LLADA2_TEMPLATE, QWEN_TEMPLATE
 
+from tests.support.fixtures_tokenizers import LLADA2_TEMPLATE, QWEN_TEMPLATE
 from tide_core.contracts.errors import TokenizerError
 from tide_core.data.conversations import Message, UnusableRowError
 from tide_core.data.samples import RejectionReason

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tide_core.checkpoints.fingerprint import fingerprint
+from tide_core.checkpoints.headers import INDEX_NAME, SINGLE_NAME, read_headers, weight_bytes
 from tide_core.contracts.errors import CheckpointError
 from tide_core.models.dense import DenseConfig, DenseDecoder
-from tide_core.models.fingerprint import fingerprint
-from tide_core.models.headers import INDEX_NAME, SINGLE_NAME, read_headers, weight_bytes
 from tide_core.models.loading import lm_head_weight, parse_dtype, save_sharded
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import TeacherModel, architecture_of, load_teacher

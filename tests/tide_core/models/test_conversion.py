@@ -11,11 +11,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from tide_core.checkpoints.mask_token import append_mask_token, find_mask_token, require_mask_token
 from tide_core.contracts.errors import CheckpointError, ConflictError, TideError, TokenizerError
 from tide_core.models.conversion import convert, initialise
 from tide_core.models.dense import DenseConfig, DenseDecoder
 from tide_core.models.export import ModelCard, copy_tokenizer
-from tide_core.models.mask_token import append_mask_token, find_mask_token, require_mask_token
 from tide_core.models.student import BlockDiffusionStudent
 
 Make = Callable[..., DenseConfig]

@@ -12,10 +12,10 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from tide_core.checkpoints.mask_token import require_mask_token
 from tide_core.contracts.errors import TokenizerError
 from tide_core.models.conversion import convert, initialise
 from tide_core.models.dense import DenseConfig, DenseDecoder
-from tide_core.models.mask_token import require_mask_token
 from tide_core.models.student import BlockDiffusionStudent
 
 Make = Callable[..., DenseConfig]

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tide_core.checkpoints.fingerprint import fingerprint
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError
 from tide_core.contracts.job import Quantisation
 from tide_core.contracts.teacher import bits_per_weight
 from tide_core.models import mixture
 from tide_core.models.dense import DenseConfig, DenseDecoder
-from tide_core.models.fingerprint import fingerprint
 from tide_core.models.mixture import Experts
 from tide_core.models.quantisation import (
     QuantisedExperts,

@@ -25,8 +25,7 @@ from tide_core.contracts.objective import (
     expand_variant,
 )
 from tide_core.losses.sparse import top_k_of_logits
-from tide_core.objective import Objective
-from tide_core.objective_inputs import (
+from tide_core.objective.inputs import (
     ChunkBoundaries,
     ChunkScores,
     HiddenScores,
@@ -34,6 +33,7 @@ from tide_core.objective_inputs import (
     ObjectiveInputs,
     TopKScores,
 )
+from tide_core.objective.objective import Objective
 from tide_core.schedules.noise import CosineNoise, LinearNoise
 
 ROWS, HIDDEN, VOCAB, TEACHER_HIDDEN, TEACHER_VOCAB, SHARED = 3, 6, 21, 4, 25, 18

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planned_pairs import CROSS, SHARED, plan, spec_of
 
+from tests.support.planned_pairs import CROSS, SHARED, plan, spec_of
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from planned_pairs import CROSS, SHARED, plan, spec_of, step_of
 
+from tests.support.planned_pairs import CROSS, SHARED, plan, spec_of, step_of
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
 from tide_core.planning import choosing

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_traffic import TrafficCounter, traffic
-from planned_pairs import CROSS, spec_of, step_of
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.kernel_traffic import TrafficCounter, traffic
+from tests.support.planned_pairs import CROSS, spec_of, step_of
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import TopKQuestion, Want
 from tide_core.losses.fused_linear import ReverseDivergence, TargetLogProbs, TidalDivergence

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_spec
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.tiny_runs import tiny_spec
 from tide_core.contracts.errors import CheckpointError
 from tide_core.contracts.job import NoiseSpec, ResolvedJobSpec
 from tide_core.contracts.objective import CompDemoContext, FullContext, Pipeline, Variant

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from tide_core.alignment.special_tokens import find_special_tokens
 from tide_core.alignment.vocabulary import shared_vocabulary_size
+from tide_core.checkpoints.special_tokens import find_special_tokens
 from workers.demo.vocabularies import (
     DENSE_TEACHER,
     MOE_TEACHER,

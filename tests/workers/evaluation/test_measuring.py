@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import BLOCK, MASK, Bench, make_bench, tiny_samples, tiny_student
 
+from tests.support.tiny_runs import BLOCK, MASK, Bench, make_bench, tiny_samples, tiny_student
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import Layout
 from tide_core.data.samples import PreparedSample

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from score_answers import TOP_K, numbers, top_k_for
 
+from tests.support.score_answers import TOP_K, numbers, top_k_for
 from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription

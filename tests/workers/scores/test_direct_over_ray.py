@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from score_answers import request_of
 
+from tests.support.score_answers import request_of
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherLease, TeacherPool

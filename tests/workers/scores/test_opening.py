@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny_spec
 
+from tests.support.tiny_runs import tiny_spec
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from score_answers import TOP_K, numbers, request_of, top_k_for
 
+from tests.support.score_answers import TOP_K, numbers, request_of, top_k_for
 from tide_core.contracts.errors import (
     FingerprintMismatchError,
     InvalidInputError,

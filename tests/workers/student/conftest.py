@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import Bench, make_bench
+
+from tests.support.tiny_runs import Bench, make_bench
 
 
 @pytest.fixture

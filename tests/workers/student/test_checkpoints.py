@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny_student
 
+from tests.support.tiny_runs import tiny_student
 from tide_core.contracts.errors import CheckpointError
 from tide_core.schedules.adaptive import AdaptiveProgress
+from tide_core.training.step import build_optimizer
 from workers.student.checkpoint import CheckpointStore, TrainingState
-from workers.student.step import build_optimizer
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import BLOCK, Bench, tiny_samples, tiny_spec, tiny_student
 
+from tests.support.tiny_runs import BLOCK, Bench, tiny_samples, tiny_spec, tiny_student
 from tide_core.contracts.errors import CheckpointError, NonFiniteError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import (
@@ -25,9 +25,9 @@ from tide_core.contracts.objective import (
     needs_teacher,
 )
 from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics, Progress
+from tide_core.training.drawing import draw
 from workers.reporting.recording import RecordingReporter
 from workers.scores.cache import CachingTransport, ScoreCache
-from workers.student.drawing import draw
 from workers.student.loop import _micro_batches, spec_digest, train
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from score_answers import top_k_for
 
+from tests.support.score_answers import top_k_for
 from tide_core.contracts.scores import Layout, ScoreRequest, Want
 from tide_core.models.decoder import Decoder
 from workers.teachers.tiny import tiny_teacher

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from tide_core.alignment.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import RetryableScoreError, TokenizerError
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.scores import Want

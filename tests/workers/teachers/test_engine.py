@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from score_answers import numbers
 from torch import Tensor, nn
 
+from tests.support.score_answers import numbers
 from tide_core.contracts.errors import (
     FingerprintMismatchError,
     InvalidInputError,

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tide_core.checkpoints.headers import read_config
 from tide_core.contracts.errors import CheckpointError
 from tide_core.contracts.job import Quantisation
 from tide_core.models.decoder import AttentionMask, Decoder
 from tide_core.models.dense import DenseDecoder
-from tide_core.models.headers import read_config
 from tide_core.models.reading import ReadPlaces
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel

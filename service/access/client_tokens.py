@@ -1,0 +1,184 @@
+"""API tokens: made by the operator, shown once, looked up by their hash at each request."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.access import repository
+from service.access.attempt_tokens import UnauthorizedError
+from service.access.tables import ApiTokenRow, Role, TokenStatus
+from service.clock import utc_now
+from service.db.session import Database
+from service.db.upsert import upsert
+from tide_core.contracts.errors import ConflictError, InvalidInputError, TideError
+
+BOOTSTRAP = "bootstrap"
+"""Name of the token that comes with the deployment, by the setting `bootstrap_token`."""
+_PREFIX = "tide_"
+_FORM = re.compile(r"tide_[A-Za-z0-9_-]{43,128}")
+"""43 characters of 64 are 258 bits. The prefix lets scanners find a token that leaked; a job's own begins
+otherwise."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_USE_NOTED_EVERY = timedelta(minutes=1)
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+class ForbiddenError(TideError):
+    """The token is good, but its role does not allow this."""
+
+    code = "role_not_allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request, by the token that came with it."""
+
+    name: str
+    role: Role
+
+
+async def create(session: AsyncSession, name: str, role: Role, lifetime: timedelta | None) -> str:
+    """A new token; only its hash is kept.
+
+    Args:
+        session: a writing transaction.
+        name: for people, and for the jobs that are posted with it.
+        role: what it allows.
+        lifetime: until it expires; None: never.
+
+    Raises:
+        InvalidInputError: ``bad_token_name`` or ``bad_token_lifetime``.
+        ConflictError: ``token_name_taken``; names of revoked tokens stay taken.
+    """
+    if not _NAME.fullmatch(name) or name == BOOTSTRAP:
+        raise InvalidInputError(
+            f"'{name}' is no name for a token: take 1 to 64 letters, digits and . _ @ -, and not "
+            f"'{BOOTSTRAP}', which is the deployment's own.",
+            code="bad_token_name",
+            param="name",
+        )
+    if lifetime is not None and lifetime <= timedelta():
+        raise InvalidInputError(
+            "A token must live for some time.", code="bad_token_lifetime", param="expires_days"
+        )
+    token, now = _PREFIX + secrets.token_urlsafe(32), utc_now()
+    row = _columns(name, token, role, now, None if lifetime is None else now + lifetime)
+    if await upsert(session, ApiTokenRow, [row], update=()) == 0:
+        raise ConflictError(
+            f"There is a token '{name}' already (`tide tokens list`); the names of revoked tokens stay "
+            "taken, so that a job's posted_by means one token.",
+            code="token_name_taken",
+            param="name",
+        )
+    return token
+
+
+async def revoke(session: AsyncSession, name: str) -> datetime:
+    """End a token for good; one that is revoked already stays as it is. Gives the moment of its end.
+
+    Raises:
+        NotFoundError: ``token_not_found``.
+    """
+    row = await repository.get(session, name)
+    if row.revoked_at is None:
+        row.revoked_at = utc_now()
+    return row.revoked_at
+
+
+async def register_bootstrap(session: AsyncSession, token: str) -> None:
+    """Make the deployment's own token valid, with the role of an editor.
+
+    Every replica does it at its start: the same token again changes nothing (a revoked one stays revoked),
+    another token takes the place of the one before.
+
+    Raises:
+        InvalidInputError: ``bad_bootstrap_token``; the message does not show it.
+    """
+    if not _FORM.fullmatch(token):
+        raise InvalidInputError(
+            f"bootstrap_token must be '{_PREFIX}' and at least 43 random letters and digits, such as "
+            f'"{_PREFIX}$(openssl rand -hex 32)".',
+            code="bad_bootstrap_token",
+            param="bootstrap_token",
+        )
+    row = _columns(BOOTSTRAP, token, Role.EDITOR, utc_now(), None)
+    # Two statements, each of which any number of replicas may run at once: the first lets one of them insert.
+    await upsert(session, ApiTokenRow, [row], update=())
+    await session.execute(
+        update(ApiTokenRow)
+        .where(ApiTokenRow.name == BOOTSTRAP, ApiTokenRow.token_hash != row["token_hash"])
+        .values(row | {"last_used_at": None, "revoked_at": None})
+    )
+
+
+async def identify(database: Database, token: str) -> Caller:
+    """Whose token this is; notes that it was used.
+
+    Raises:
+        UnauthorizedError: ``token_unknown``, ``token_revoked`` or ``token_expired``.
+    """
+    row, now = None, utc_now()
+    if _FORM.fullmatch(token):
+        async with database.read() as session:
+            row = await repository.by_hash(session, _hash(token))
+    if row is None:
+        raise UnauthorizedError(
+            "This token is unknown here. `tide tokens create`, run where the control plane runs, makes one.",
+            code="token_unknown",
+        )
+    match row.status(now):
+        case TokenStatus.REVOKED:
+            raise UnauthorizedError(
+                "This token was revoked. Ask the operator for another.", code="token_revoked"
+            )
+        case TokenStatus.EXPIRED:
+            raise UnauthorizedError(
+                "This token has expired. Ask the operator for another.", code="token_expired"
+            )
+        case TokenStatus.VALID:
+            pass
+    if row.last_used_at is None or row.last_used_at < now - _USE_NOTED_EVERY:
+        async with database.write() as session:
+            await repository.touch(session, row.name, now, unless_since=now - _USE_NOTED_EVERY)
+    return Caller(row.name, row.role)
+
+
+async def is_valid(session: AsyncSession, caller: Caller) -> bool:
+    """Whether the token that a caller came with has neither expired nor been revoked since."""
+    row = await repository.get(session, caller.name)
+    return row.status(utc_now()) is TokenStatus.VALID
+
+
+def check_role(caller: Caller, method: str) -> None:
+    """Refuse what the caller's role does not allow.
+
+    Raises:
+        ForbiddenError: a viewer may only read.
+    """
+    if caller.role is Role.VIEWER and method not in _SAFE_METHODS:
+        raise ForbiddenError(
+            f"The token '{caller.name}' has the role {caller.role}, which may read and nothing else. Use one "
+            f"with the role {Role.EDITOR}."
+        )
+
+
+def _columns(name: str, token: str, role: Role, now: datetime, expires_at: datetime | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "token_hash": _hash(token),
+        "role": role,
+        "created_at": now,
+        "expires_at": expires_at,
+    }
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,211 @@
+"""`tide jobs`: submit, look at and steer jobs over HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from tide.cli.failures import clear_errors
+from tide.cli.options import JobArgument, Output, OutputOption, UrlOption
+
+app = typer.Typer(help="Submit, watch and steer jobs.", no_args_is_help=True, rich_markup_mode=None)
+
+_FOLLOW_SECONDS = 2.0
+
+
+@app.command()
+def submit(
+    spec: Annotated[str, typer.Argument(help="Job spec, a YAML or JSON file; '-' reads standard input.")],
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--idempotency-key", help="The same key and spec give the same job, however often sent."
+        ),
+    ] = None,
+    url: UrlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Submit a job; relative paths in its spec are the server's."""
+    with clear_errors(output):
+        from tide.cli.client import ControlPlane
+        from tide.cli.output import print_json
+        from tide.cli.spec_file import read_spec
+
+        body = read_spec(spec)
+        with ControlPlane(url) as control:
+            job = control.post("/v1/jobs", body, key=key)
+            if watch:
+                typer.echo(f"Submitted {job['id']}.", err=output is Output.JSON)
+                _follow(control, job["id"], output)
+            elif output is Output.JSON:
+                print_json(job)
+            else:
+                typer.echo(f"Submitted {job['id']}.\nFollow it with: tide jobs watch {job['id']}")
+
+
+@app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, the newest.")] = 20,
+    url: UrlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List jobs, newest first."""
+    with clear_errors(output):
+        from tide.cli.client import ControlPlane
+        from tide.cli.output import age, print_json, print_table, progress_text
+
+        with ControlPlane(url) as control:
+            found = control.every("/v1/jobs", limit=limit)
+        if output is Output.JSON:
+            print_json(found)
+            return
+        rows = [
+            [
+                job["id"],
+                job["name"] or "-",
+                job["status"],
+                job["variant"] or "custom",
+                progress_text(job["progress"]) if job["finished_at"] is None else "-",
+                age(job["created_at"]),
+            ]
+            for job in found
+        ]
+        titles = ["ID", "NAME", "STATUS", "VARIANT", "PROGRESS", "AGE"]
+        print_table(titles, rows, when_empty="There are no jobs yet. `tide jobs submit SPEC` makes one.")
+
+
+@app.command()
+def get(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Show one job."""
+    with clear_errors(output):
+        from tide.cli.client import ControlPlane
+        from tide.cli.output import print_json
+
+        with ControlPlane(url) as control:
+            job = control.get(f"/v1/jobs/{job_id}")
+        if output is Output.JSON:
+            print_json(job)
+        else:
+            _describe(job)
+
+
+@app.command()
+def watch(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Follow a job until it ends. Exit status: 0 succeeded, 1 failed or cancelled, 130 on Ctrl-C."""
+    with clear_errors(output):
+        from tide.cli.client import ControlPlane
+
+        with ControlPlane(url) as control:
+            _follow(control, job_id, output)
+
+
+@app.command()
+def logs(
+    job_id: JobArgument,
+    *,
+    phase: Annotated[
+        str | None, typer.Option(help="prepare, train or evaluate; default: the latest that ran.")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the present attempt.")] = None,
+    tail: Annotated[int, typer.Option(min=1, help="At most so many lines, the last ones.")] = 1000,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    url: UrlOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what a job's processes printed; for programs, one JSON object a line."""
+    with clear_errors(output):
+        import time
+
+        from tide.cli.client import ControlPlane
+
+        with ControlPlane(url) as control:
+            shown = unfinished = ""
+            while True:
+                is_over = control.get(f"/v1/jobs/{job_id}")["finished_at"] is not None
+                text = control.text(f"/v1/jobs/{job_id}/logs", phase=phase, attempt=attempt, tail=tail)
+                unfinished = _print_lines(unfinished + _news(shown, text), output)
+                shown = text
+                if not follow or is_over:
+                    if unfinished:
+                        _print_lines(unfinished + "\n", output)
+                    return
+                time.sleep(_FOLLOW_SECONDS)
+
+
+@app.command()
+def cancel(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
+    """End a job; its checkpoints stay."""
+    _steer(job_id, "cancel", url, output)
+
+
+@app.command()
+def pause(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Save a running job and give its resources back."""
+    _steer(job_id, "pause", url, output)
+
+
+@app.command()
+def resume(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Let a paused job go on from its last checkpoint."""
+    _steer(job_id, "resume", url, output)
+
+
+def _steer(job_id: str, verb: str, url: str | None, output: Output) -> None:
+    with clear_errors(output):
+        from tide.cli.client import ControlPlane
+        from tide.cli.output import print_json
+
+        with ControlPlane(url) as control:
+            job = control.post(f"/v1/jobs/{job_id}/{verb}")
+        if output is Output.JSON:
+            print_json(job)
+        else:
+            typer.echo(f"{job['id']} is {job['status']}.")
+
+
+def _follow(control: Any, job_id: str, output: Output) -> None:
+    from tide.cli.watching import follow
+
+    raise typer.Exit(follow(control, job_id, output))
+
+
+def _print_lines(text: str, output: Output) -> str:
+    """Print the whole lines of a text; gives what follows the last of them."""
+    whole, _, unfinished = text.rpartition("\n")
+    for line in whole.split("\n") if whole or text.startswith("\n") else ():
+        typer.echo(json.dumps({"line": line}, ensure_ascii=False) if output is Output.JSON else line)
+    return unfinished
+
+
+def _news(shown: str, text: str) -> str:
+    """What of a growing text was not shown yet; its beginning may be cut off by the tail."""
+    if text.startswith(shown):
+        return text[len(shown) :]
+    last = shown.rstrip("\n").rpartition("\n")[2]
+    before, found, after = text.rpartition(last + "\n")
+    return after if found and last else text if not before else after
+
+
+def _describe(job: dict[str, Any]) -> None:
+    from tide.cli.output import age, progress_text
+
+    error = job["error"]
+    facts = {
+        "id": job["id"],
+        "name": job["name"],
+        "status": job["status"],
+        "error": f"{error['code']}: {error['message']}" if error else None,
+        "variant": job["variant"] or "custom",
+        "pipeline": job["pipeline"],
+        "teacher": f"{job['teacher']} ({job['spec']['teacher']['model']})",
+        "progress": progress_text(job["progress"]) if job["progress"] else None,
+        "attempt": str(job["attempt"]),
+        "created": f"{job['created_at']} ({age(job['created_at'])} ago)",
+        "model": job["model"]["location"] if job["model"] else None,
+    }
+    for name, value in facts.items():
+        if value is not None:
+            typer.echo(f"{name + ':':<10}{value}")
