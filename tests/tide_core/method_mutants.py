@@ -343,7 +343,7 @@ MUTANTS = [
         ('if quantisation != "none":', 'if quantisation == "int4":'),
     ),
     *_mutants(
-        "models/fingerprint",
+        "checkpoints/fingerprint",
         "models/test_quantisation.py",
         ('head["quantisation"] = quantisation', 'head["quantisation"] = "some"'),
     ),
