@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -186,6 +186,7 @@ Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16] | npt.NDArray[np.uint8
 """Values of an answer, by the want: :func:`value_format`."""
 
 
+@runtime_checkable
 class TensorValues(Protocol):
     """Hidden states that never were in the host's memory: a bfloat16 torch tensor [masked, hidden].
 

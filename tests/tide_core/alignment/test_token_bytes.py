@@ -205,8 +205,8 @@ def test_no_tokens_cover_no_text(qwen_folder: Path) -> None:
 def test_alignment_needs_neither_torch_nor_transformers() -> None:
     script = (
         "import sys\n"
-        "from tide_core.alignment import bytes, chunks, coverage\n"
-        "from tide_core.alignment import special_tokens, tokenizer_folder, vocabulary\n"
+        "from tide_core.alignment import bytes, chunks, coverage, vocabulary\n"
+        "from tide_core.checkpoints import special_tokens, tokenizer_folder\n"
         "heavy = {'torch', 'transformers', 'ray', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )
