@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from tide_core.contracts.base import Contract
 from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.job_folder import JobFolder
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease
 
@@ -53,9 +54,9 @@ class AttemptBrief(Contract):
     """Highest report sequence number already stored for this attempt and phase."""
 
     @property
-    def folder(self) -> str:
+    def folder(self) -> JobFolder:
         """Where everything of this job lies."""
-        return f"{self.storage.rstrip('/')}/jobs/{self.job_id}"
+        return JobFolder.of(self.storage, self.job_id)
 
 
 class Progress(Contract):

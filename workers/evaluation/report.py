@@ -14,7 +14,6 @@ from workers.evaluation.exact_match import Matches, Task, match_figures
 from workers.evaluation.held_out import HeldOutSet
 from workers.evaluation.tally import Tally
 from workers.storage import exists, read_bytes, write_bytes
-from workers.student.manifest import manifest_location
 
 
 def build_report(
@@ -42,7 +41,7 @@ def build_report(
             "content_bytes": float(held_out.content_bytes.sum()),
         },
         "models": models,
-        "sequences": sequences_location(brief),
+        "sequences": brief.folder.sequences,
         "sizes": dict(sizes),
         "speeds": training_facts(brief).get("speeds", {}),
     }
@@ -50,21 +49,11 @@ def build_report(
 
 def training_facts(brief: AttemptBrief) -> dict[str, Any]:
     """What the train phase wrote into the manifest: steps, seconds, speeds; empty without a manifest."""
-    location = manifest_location(brief.folder)
+    location = brief.folder.manifest
     if not exists(location):
         return {}
     facts: dict[str, Any] = json.loads(read_bytes(location)).get("training", {})
     return facts
-
-
-def report_location(brief: AttemptBrief) -> str:
-    """Where the report lies."""
-    return f"{brief.folder}/report.json"
-
-
-def sequences_location(brief: AttemptBrief) -> str:
-    """Where the per-sequence sums lie: NumPy's npz, arrays `<model>/<column>` of one number a sequence."""
-    return f"{brief.folder}/sequences.npz"
 
 
 def write_report(
@@ -78,8 +67,8 @@ def write_report(
     arrays |= {f"{name}/exact_match": np.array(m.is_match, dtype=np.float64) for name, m in matches.items()}
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
-    write_bytes(sequences_location(brief), packed.getvalue())
-    write_bytes(report_location(brief), (json.dumps(report, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(brief.folder.sequences, packed.getvalue())
+    write_bytes(brief.folder.report, (json.dumps(report, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_sequences(content: bytes) -> dict[str, np.ndarray]:

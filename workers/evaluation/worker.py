@@ -42,7 +42,6 @@ from workers.reporting.reporter import ProgressMeter, Reporter
 from workers.scores.opening import open_transport
 from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
-from workers.student.initial import initial_location
 
 log = structlog.get_logger(__name__)
 
@@ -100,10 +99,10 @@ def _scene(brief: AttemptBrief, device: torch.device, transport: ScoreTransport 
         raise InvalidInputError("This attempt has no prepared data.", param="prepared")
     dataset = open_prepared(brief.prepared)
     dtype = autocast_dtype(spec.hyperparameters, device) or torch.float32
-    export = materialise_model(f"{brief.folder}/model")
+    export = materialise_model(brief.folder.model)
     folders = {STUDENT: export}
     if spec.evaluation.baselines:
-        folders = {START: materialise_model(initial_location(brief.folder)), STUDENT: export}
+        folders = {START: materialise_model(brief.folder.initial), STUDENT: export}
     students = {
         name: BlockDiffusionStudent.from_pretrained(folder, dtype=dtype, device=device)
         for name, folder in folders.items()

@@ -41,7 +41,7 @@ def spool_path(brief: AttemptBrief, attempt: int | None = None) -> Path:
     name = f"{brief.job_id}-{attempt or brief.attempt}-{brief.phase}.jsonl"
     if "://" in brief.storage:
         return Path(tempfile.gettempdir()) / "tide-spool" / name
-    return Path(brief.folder) / "spool" / name
+    return Path(brief.folder.spool) / name
 
 
 class HttpReporter:

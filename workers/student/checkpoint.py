@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.job_folder import STATE_FOLDER, state_name
 from tide_core.schedules.adaptive import AdaptiveProgress
 from tide_core.training.sharding import like, whole
 from workers.storage import local_path, publish_folder, read_bytes
@@ -36,7 +36,6 @@ log = structlog.get_logger(__name__)
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
 FORMAT = 1
 STALE_SECONDS = 3600.0
-_FOLDER = re.compile(r"^step-(\d{8,})$")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class CheckpointStore:
 
         Of a model in parts the whole is written: the other trainers call :func:`assist` meanwhile.
         """
-        location = f"{self.root}/step-{state.step:08d}"
+        location = f"{self.root}/{state_name(state.step)}"
         target = local_path(location)
         if target is None:
             with tempfile.TemporaryDirectory(prefix="tide-state-") as draft:
@@ -93,7 +92,7 @@ class CheckpointStore:
         """Complete states, oldest first."""
         states = []
         for name in self._names():
-            match = _FOLDER.match(name)
+            match = STATE_FOLDER.match(name)
             location = f"{self.root}/{name}"
             if match and self.is_complete(location):
                 states.append(SavedState(int(match[1]), location))
@@ -214,7 +213,7 @@ def load_state_weights(location: str, model: nn.Module) -> None:
     place = location.rstrip("/")
     root, _, name = place.rpartition("/")
     store = CheckpointStore(root, keep=1)
-    if not _FOLDER.match(name) or not store.is_complete(place):
+    if not STATE_FOLDER.match(name) or not store.is_complete(place):
         raise CheckpointError(
             f"{location} is no whole training state: give a folder step-... that holds {STATE}.",
             code="checkpoint_incomplete",

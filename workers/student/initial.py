@@ -7,15 +7,11 @@ from pathlib import Path
 
 from tide_core.checkpoints.special_tokens import find_special_tokens
 from tide_core.contracts.job import ResolvedJobSpec, StudentSpec
+from tide_core.contracts.job_folder import JobFolder
 from workers.storage import exists, local_path, materialise_model, materialise_tokenizer, publish_folder
 
 
-def initial_location(job_folder: str) -> str:
-    """Where the student before training lies."""
-    return f"{job_folder.rstrip('/')}/initial"
-
-
-def build_initial_student(spec: ResolvedJobSpec, job_folder: str) -> str:
+def build_initial_student(spec: ResolvedJobSpec, folder: JobFolder) -> str:
     """Convert or initialise the student, once a job; gives the folder's location.
 
     A causal model keeps its weights ("A2D"), a student is copied, a config is initialised from the job's
@@ -25,7 +21,7 @@ def build_initial_student(spec: ResolvedJobSpec, job_folder: str) -> str:
         CheckpointError: the source is incomplete or cannot become a student.
         TokenizerError: there is no mask token and none is to be added.
     """
-    location = initial_location(job_folder)
+    location = folder.initial
     if exists(location):
         return location
     target = local_path(location)

@@ -14,17 +14,12 @@ from workers.storage import exists, read_bytes, write_bytes
 PACKAGES = ("tide-distill", "torch", "ray", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
-def manifest_location(job_folder: str) -> str:
-    """Where the manifest of a job lies."""
-    return f"{job_folder.rstrip('/')}/manifest.json"
-
-
 def write_manifest(brief: AttemptBrief, **facts: Any) -> None:
     """Write `jobs/<id>/manifest.json`: the resolved spec, versions and what a phase found out.
 
     Facts of an earlier phase or attempt stay unless they are given again.
     """
-    location = manifest_location(brief.folder)
+    location = brief.folder.manifest
     known: dict[str, Any] = json.loads(read_bytes(location)) if exists(location) else {}
     content = known | {
         "object": "manifest",

@@ -39,7 +39,6 @@ from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore
 from workers.student.export import export_student, model_card
-from workers.student.initial import initial_location
 from workers.student.loop import Outcome, Run, spec_digest, train
 from workers.student.manifest import write_manifest
 
@@ -84,7 +83,7 @@ def run_trainer(
     """
     began = time.monotonic()
     dataset = _dataset(brief)
-    initial = materialise_model(initial_location(brief.folder))
+    initial = materialise_model(brief.folder.initial)
     autocast = autocast_dtype(brief.spec.hyperparameters, device)
     student = _student(brief.spec, initial, device, autocast)
     teacher = _attested(transport, reporter)
@@ -98,7 +97,7 @@ def run_trainer(
         transport=transport,
         collective=collective,
         reporter=reporter,
-        store=CheckpointStore(f"{brief.folder}/checkpoints", brief.spec.checkpoints.keep),
+        store=CheckpointStore(brief.folder.checkpoints, brief.spec.checkpoints.keep),
         autocast=autocast,
         probe=_probe(brief.spec, dataset, student, initial),
     )
@@ -148,11 +147,11 @@ def _conclude(
 ) -> dict[str, Any]:
     """Export, manifest and result, on rank 0; `run` holds the trained student in one piece."""
     steps = outcome.state.step
-    location = f"{brief.folder}/model"
+    location = brief.folder.model
     card = model_card(brief.spec, brief.job_id, steps=steps, teacher_fingerprint=fingerprint)
     # In what it was trained in: the numbers beyond bfloat16 mean nothing when the forward never saw them.
     student = run.student.to(run.autocast or torch.float32)
-    size = export_student(student, materialise_model(initial_location(brief.folder)), location, card)
+    size = export_student(student, materialise_model(brief.folder.initial), location, card)
     reporter.send(CheckpointSaved(step=steps, location=location, bytes=size, is_export=True))
     facts = {
         "training": {
