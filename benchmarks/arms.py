@@ -16,13 +16,13 @@ from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective.objective import Objective
+from tide_core.scoring.prefetcher import AskedStep, Prefetcher
+from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import MicroBatch, collate
 from tide_core.training.collective import Alone
 from tide_core.training.drawing import draw
 from tide_core.training.step import Progress, ShareOfLoss, Stepper, build_optimizer, part_names
 from workers.scores.local_transport import LocalTransport
-from workers.scores.prefetcher import AskedStep, Prefetcher
-from workers.scores.transport import ScoreTransport
 from workers.teachers.engine import TeacherEngine
 
 CLIP_NORM = 1.0

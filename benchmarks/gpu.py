@@ -34,9 +34,9 @@ from benchmarks.scenario import (
 from benchmarks.step import ARMS, LEARNING_RATE, MODULE, as_flags
 from tide_core.contracts.scores import ScoreRequest
 from tide_core.models.compiling import compile_layers
+from tide_core.scoring.prefetcher import Prefetcher
 from tide_core.training.collating import MicroBatch, collate
 from tide_core.training.drawing import draw
-from workers.scores.prefetcher import Prefetcher
 from workers.student.stream import answers_of, asked_steps
 from workers.teachers.engine import EngineSettings, TeacherEngine
 from workers.teachers.streams import Streams

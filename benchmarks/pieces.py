@@ -28,13 +28,13 @@ from tide_core.models.decoder import Decoder
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
 from tide_core.samplers.block import sample
 from tide_core.samplers.settings import SamplerSettings
+from tide_core.scoring.layouts import footprint, samples_of
+from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import MicroBatch, collate
 from tide_core.training.drawing import draw
 from workers.scores.cache import CachingTransport, ScoreCache
 from workers.scores.local_transport import LocalTransport
-from workers.scores.transport import ScoreTransport
 from workers.teachers.engine import TeacherEngine
-from workers.teachers.layouts import footprint, samples_of
 
 
 def micro_batch(scenario: Scenario, sizes: Sizes) -> MicroBatch:

@@ -33,11 +33,11 @@ from tide_core.contracts.objective import (
     TidalCalmTerm,
 )
 from tide_core.contracts.scores import ScoreRequest
+from tide_core.scoring.prefetcher import Prefetcher
 from tide_core.training.collating import MicroBatch, collate
 from tide_core.training.drawing import draw
 from workers.scores.cache import CachingTransport, ScoreCache
 from workers.scores.local_transport import LocalTransport
-from workers.scores.prefetcher import Prefetcher
 from workers.scores.serve_transport import ServeTransport
 from workers.student.stream import asked_steps
 

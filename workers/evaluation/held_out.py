@@ -29,14 +29,14 @@ from tide_core.losses.calm import chunk_log_probs
 from tide_core.masks.corruption import corrupt, teacher_groups, teacher_groups_shared
 from tide_core.masks.streams import SampleKey
 from tide_core.models.student import BlockDiffusionStudent
+from tide_core.scoring.prefetcher import AskedStep, Prefetcher
+from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import NoisyInputs, noisy_inputs, score_request
 from tide_core.training.drawing import DrawnSample, noise_schedule
 from tide_core.training.matching import bfloat16_rows, match_chunks, match_positions
 from workers.evaluation.noise import EVALUATION_SEED, EvaluationNoise, Question
 from workers.evaluation.readout import bernoulli_divergence, divergences, read_targets
 from workers.evaluation.tally import Tally
-from workers.scores.prefetcher import AskedStep, Prefetcher
-from workers.scores.transport import ScoreTransport
 
 TEACHER = "teacher"
 BATCH = 32

@@ -20,6 +20,7 @@ from tide_core.contracts.states import Phase
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
+from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.precision import autocast_dtype
 from workers.cluster import worker_threads
 from workers.evaluation.exact_match import (
@@ -40,7 +41,6 @@ from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.reporter import ProgressMeter, Reporter
 from workers.scores.opening import open_transport
-from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 
 log = structlog.get_logger(__name__)

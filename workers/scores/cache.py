@@ -25,7 +25,7 @@ import structlog
 from tide_core.contracts.errors import RetryableScoreError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Values
 from tide_core.contracts.teacher import TeacherDescription
-from workers.scores.transport import ScoreTransport
+from tide_core.scoring.transport import ScoreTransport
 
 logger = structlog.get_logger(__name__)
 
@@ -192,14 +192,14 @@ class CachingTransport:
         self._description: TeacherDescription | None = None
 
     def describe(self) -> TeacherDescription:
-        """See :class:`~workers.scores.transport.ScoreTransport`."""
+        """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
         with self._lock:
             if self._description is None:
                 self._description = self._inner.describe()
             return self._description
 
     def submit(self, request: ScoreRequest) -> Future[ScoreResponse]:
-        """See :class:`~workers.scores.transport.ScoreTransport`; ``cache_hits`` counts sequences found."""
+        """See :class:`~tide_core.scoring.transport.ScoreTransport`; ``cache_hits`` counts sequences found."""
         teacher = self.describe()
         if request.fingerprint not in (None, teacher.fingerprint):
             return self._inner.submit(request)  # which refuses it
@@ -213,7 +213,7 @@ class CachingTransport:
         return question.future
 
     def close(self) -> None:
-        """See :class:`~workers.scores.transport.ScoreTransport`."""
+        """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
         self._inner.close()
 
     def _looked_up(self, request: ScoreRequest, teacher: TeacherDescription) -> _Question:

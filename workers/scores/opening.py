@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.reporting import AttemptBrief
+from tide_core.scoring.transport import ScoreTransport
 from workers.scores.cache import CachingTransport, ScoreCache
 from workers.scores.serve_transport import ServeTransport
-from workers.scores.transport import ScoreTransport
 from workers.storage import cache_folder
 
 if TYPE_CHECKING:

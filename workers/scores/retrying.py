@@ -16,8 +16,8 @@ from tide_core.contracts.errors import RetryableScoreError, ScoreError
 from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
+from tide_core.scoring.transport import check_response
 from workers.scores.hedging import Attempt, HedgePolicy, LatenessClock, first_answer
-from workers.scores.transport import check_response
 
 logger = structlog.get_logger(__name__)
 Answer = TypeVar("Answer")
@@ -81,7 +81,7 @@ class TransportStatistics:
 
 
 class RetryingTransport:
-    """The :class:`~workers.scores.transport.ScoreTransport` that all carriers share.
+    """The :class:`~tide_core.scoring.transport.ScoreTransport` that all carriers share.
 
     Args:
         asker: the carrier.
@@ -114,7 +114,7 @@ class RetryingTransport:
         return self._fingerprint
 
     def submit(self, request: ScoreRequest) -> Future[ScoreResponse]:
-        """See :class:`~workers.scores.transport.ScoreTransport`."""
+        """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
         future: Future[ScoreResponse] = Future()
         with self._lock:
             if self._stopping.is_set():
@@ -127,7 +127,7 @@ class RetryingTransport:
         return future
 
     def describe(self) -> TeacherDescription:
-        """See :class:`~workers.scores.transport.ScoreTransport`."""
+        """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
         description = self._tried(self._asker.describe)
         self._adopt(description.fingerprint)
         return description
@@ -138,7 +138,7 @@ class RetryingTransport:
             return self._statistics
 
     def close(self) -> None:
-        """See :class:`~workers.scores.transport.ScoreTransport`."""
+        """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
         with self._lock:
             self._stopping.set()
             left = list(self._under_way)

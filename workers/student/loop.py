@@ -22,6 +22,8 @@ from tide_core.objective.inputs import Normalisers
 from tide_core.objective.objective import Objective
 from tide_core.schedules.adaptive import advance
 from tide_core.schedules.tidal import tidal_lambda
+from tide_core.scoring.prefetcher import AnsweredStep, Prefetcher
+from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import MicroBatch, collate, padding_ratio
 from tide_core.training.collective import Collective
 from tide_core.training.drawing import Recipe, draw, noise_schedule
@@ -37,8 +39,6 @@ from tide_core.training.step import (
     part_names,
 )
 from workers.reporting.reporter import ProgressMeter, Reporter
-from workers.scores.prefetcher import AnsweredStep, Prefetcher
-from workers.scores.transport import ScoreTransport
 from workers.student.checkpoint import CheckpointStore, TrainingState, assist
 from workers.student.stream import (
     DrawnStep,

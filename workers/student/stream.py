@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from tide_core.contracts.scores import ScoreResponse
+from tide_core.scoring.prefetcher import AnsweredStep, AskedStep
 from tide_core.training.collating import MicroBatch
 from tide_core.training.matching import unpacked
-from workers.scores.prefetcher import AnsweredStep, AskedStep
 
 
 @dataclass(frozen=True)

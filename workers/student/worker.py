@@ -24,6 +24,7 @@ from tide_core.data.batches import BatchPlan
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
+from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collective import Alone, Collective, ProcessGroup
 from tide_core.training.drawing import Recipe, recipe_for
 from tide_core.training.precision import autocast_dtype
@@ -35,7 +36,6 @@ from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.reporter import Reporter
 from workers.scores.opening import open_transport
-from workers.scores.transport import ScoreTransport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore
 from workers.student.export import export_student, model_card

@@ -30,9 +30,9 @@ from tide_core.contracts.errors import (
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
 from tide_core.queueing.fair_queue import Entry, FairQueue
-from workers.teachers.forward import Scored, score_samples
-from workers.teachers.layouts import ForwardInput, Sample, footprint, forward_input, samples_of
-from workers.teachers.readout import Slices
+from tide_core.scoring.answers import Slices
+from tide_core.scoring.forward import Scored, score_samples
+from tide_core.scoring.layouts import ForwardInput, Sample, footprint, forward_input, samples_of
 from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
 from workers.teachers.streams import Landing, Streams
 

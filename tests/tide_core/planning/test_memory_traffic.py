@@ -30,7 +30,7 @@ from tide_core.planning.costs import Places
 from tide_core.planning.kinds import KINDS
 from tide_core.planning.models import ModelShape, model_shape
 from tide_core.planning.roles import TrainerRole
-from workers.teachers.readout import Slices, target_log_probs, top_k_bytes
+from tide_core.scoring.answers import Slices, target_log_probs, top_k_bytes
 
 ROWS, LENGTH = 4, 64
 SIZES: dict[str, Any] = {

@@ -35,8 +35,8 @@ from tide_core.planning.costs import Places
 from tide_core.planning.models import PUBLISHED, ModelShape, model_shape
 from tide_core.planning.noise import draw_sequences, mask_rates
 from tide_core.schedules.noise import noise_schedule
+from tide_core.scoring.layouts import Sample, footprint
 from workers.teachers.engine import EngineSettings
-from workers.teachers.layouts import Sample, footprint
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -14,9 +14,9 @@ from tests.support.score_answers import TOP_K, numbers, top_k_for
 from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription
+from tide_core.scoring.transport import ScoreTransport
 from workers.scores.cache import CachingTransport, ScoreCache, sample_keys
 from workers.scores.local_transport import LocalTransport
-from workers.scores.transport import ScoreTransport
 from workers.teachers.loading import LoadedTeacher
 
 

@@ -14,10 +14,10 @@ import torch
 from tide_core.contracts.errors import InvalidInputError, RetryableScoreError, ScoreError, TideError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherLease
+from tide_core.scoring.transport import check_response
 from workers.scores import direct, serve_transport
 from workers.scores.retrying import RetryPolicy
 from workers.scores.serve_transport import ServeTransport
-from workers.scores.transport import check_response
 from workers.teachers import app, holding
 from workers.teachers.holding import HOLD_SECONDS, HeldAnswer, Shelf
 

@@ -16,11 +16,11 @@ from tide_core.contracts.errors import (
 )
 from tide_core.contracts.scores import Layout, Want
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
+from tide_core.scoring.prefetcher import AskedStep, Prefetcher
+from tide_core.scoring.transport import ScoreTransport
 from workers.scores.local_transport import LocalTransport
-from workers.scores.prefetcher import AskedStep, Prefetcher
 from workers.scores.retrying import RetryPolicy
 from workers.scores.serve_transport import ServeTransport
-from workers.scores.transport import ScoreTransport
 from workers.teachers.loading import LoadedTeacher
 
 pytestmark = pytest.mark.timeout(180)

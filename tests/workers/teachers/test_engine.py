@@ -271,15 +271,15 @@ def test_the_head_runs_at_masked_rows_and_in_slices(
     dense_teacher: Decoder, make_request: Callable[..., ScoreRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: list[tuple[int, int]] = []
-    from workers.teachers import readout
+    from tide_core.scoring import answers
 
-    genuine = readout._float32_logits
+    genuine = answers._float32_logits
 
     def note(hidden: Tensor, head: Tensor) -> Tensor:
         shapes.append((hidden.shape[0], head.shape[0]))
         return genuine(hidden, head)
 
-    monkeypatch.setattr(readout, "_float32_logits", note)
+    monkeypatch.setattr(answers, "_float32_logits", note)
     request = make_request([64], rate=0.3)
     engine = engine_for(dense_teacher, row_slice=8, vocab_slice=100)
     engine.submit(request).result(10)

@@ -19,8 +19,8 @@ from tide_core.contracts.errors import ScoreError
 from tide_core.contracts.scores import TopKQuestion, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
 from tide_core.models.transfer import sent
-from workers.teachers.layouts import ForwardInput, Sample
-from workers.teachers.readout import Slices, as_values, target_log_probs, top_k_bytes
+from tide_core.scoring.answers import Slices, as_values, target_log_probs, top_k_bytes
+from tide_core.scoring.layouts import ForwardInput, Sample
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Scored:
         samples: that were asked about.
         is_finite: bool [samples], whether all hidden states that were read are numbers.
         groups: samples that want the same, by their numbers.
-        values: of each group, [masked, ...] in the order of its samples; see `readout`.
+        values: of each group, [masked, ...] in the order of its samples; see `answers`.
     """
 
     samples: Sequence[Sample]

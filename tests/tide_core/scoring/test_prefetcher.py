@@ -11,7 +11,7 @@ import pytest
 from tide_core.contracts.errors import ScoreError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription
-from workers.scores.prefetcher import AskedStep, Prefetcher
+from tide_core.scoring.prefetcher import AskedStep, Prefetcher
 
 
 def request_for(number: int) -> ScoreRequest:

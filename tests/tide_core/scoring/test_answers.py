@@ -2,7 +2,7 @@
 
 import torch
 
-from workers.teachers.readout import Slices, target_log_probs
+from tide_core.scoring.answers import Slices, target_log_probs
 
 
 def test_a_sure_token_keeps_the_digits_of_what_is_left() -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
-from workers.scores.transport import ScoreTransport
+from tide_core.scoring.transport import ScoreTransport
 
 Payload = TypeVar("Payload")
 
@@ -140,7 +140,7 @@ class Prefetcher(Generic[Payload]):
                 if step is None:
                     self._ready.put(_End())
                     return
-                self._ready.put(_InFlight(step.payload, self._asked(step.requests)))
+                self._ready.put(_InFlight(step.payload, self._ask(step.requests)))
         except BaseException as error:  # raised to the trainer, at the step that it belongs to
             self._ready.put(_Broken(error))
 
@@ -148,7 +148,7 @@ class Prefetcher(Generic[Payload]):
         self._permits.acquire()
         return not self._closed.is_set()
 
-    def _asked(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreResponse]]:
+    def _ask(self, requests: Sequence[ScoreRequest]) -> list[Future[ScoreResponse]]:
         assert self._transport is not None or not requests, "a step asks a teacher, but there is no transport"
         return [self._transport.submit(request) for request in requests] if self._transport else []
 
