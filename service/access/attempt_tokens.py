@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.access.attempt_token_tables import AttemptTokenRow
+from service.access.bearer_tokens import hash_bearer_token, make_bearer_token
+from service.access.tables import AttemptTokenRow
 from service.clock import utc_now
-from tide_core.contracts.errors import TideError
+from tide_core.contracts.errors import UnauthorizedError
 from tide_core.contracts.states import Phase
 
 _PREFIX = "tide-attempt-"
-
-
-class UnauthorizedError(TideError):
-    """No token, or one that this control plane never issued."""
-
-    code = "unauthorized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +27,18 @@ class AttemptIdentity:
 
 
 def issue(session: AsyncSession, job_id: str, attempt: int, phase: Phase) -> str:
-    """A new token for one phase of one attempt; only its hash is kept.
+    """Make an attempt token for one phase of one attempt; only its hash is kept.
 
     Several may be valid at once: a reconciler that died between issuing and submitting issues another.
     """
-    token = _PREFIX + secrets.token_urlsafe(32)
+    token = make_bearer_token(_PREFIX)
     session.add(
         AttemptTokenRow(
-            token_hash=_hash(token), job_id=job_id, attempt=attempt, phase=phase, created_at=utc_now()
+            token_hash=hash_bearer_token(token),
+            job_id=job_id,
+            attempt=attempt,
+            phase=phase,
+            created_at=utc_now(),
         )
     )
     return token
@@ -53,7 +50,7 @@ async def identify(session: AsyncSession, token: str) -> AttemptIdentity:
     Raises:
         UnauthorizedError: the token is unknown.
     """
-    row = await session.scalar(select(AttemptTokenRow).where(AttemptTokenRow.token_hash == _hash(token)))
+    row = await session.get(AttemptTokenRow, hash_bearer_token(token))
     if row is None:
         raise UnauthorizedError("The attempt token is unknown; workers get theirs in TIDE_ATTEMPT_TOKEN.")
     return AttemptIdentity(row.job_id, row.attempt, row.phase, row.revoked_at is not None)
@@ -70,7 +67,3 @@ async def revoke_attempt(session: AsyncSession, job_id: str, attempt: int) -> No
         )
         .values(revoked_at=utc_now())
     )
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Who may use the interface: every request shows a token, but for the few paths that are named here."""
+"""Who may use the interface: every request shows a client token, except for the few paths named here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fastapi.security import HTTPBearer
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access.attempt_tokens import UnauthorizedError
-from service.access.client_tokens import Caller, ForbiddenError, check_role, identify
+from service.access.bearer_tokens import read_bearer_token
+from service.access.client_tokens import Caller, check_role, identify
 from service.db.session import Database
 from service.observability.metrics import AUTHENTICATION_FAILURES
-from tide_core.contracts.errors import TideError
+from tide_core.contracts.errors import ForbiddenError, TideError, UnauthorizedError
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
 """Probes, scrapes and the interface's description."""
 OPEN_FOLDERS = ("/static/", "/internal/v1/")
-"""The page's own files; and what workers call, which asks for the token of an attempt by itself."""
+"""The page's own files; and what workers call, which checks their attempt token by itself."""
 _MISSING, _FORBIDDEN = "token_missing", ForbiddenError.code
 for _code in (_MISSING, "token_unknown", "token_revoked", "token_expired", _FORBIDDEN):
     AUTHENTICATION_FAILURES.labels(_code)  # from 0 on: a first failure is a rise too
@@ -33,14 +33,14 @@ bearer_scheme = HTTPBearer(
 
 
 class AuthenticationMiddleware:
-    """Lets nobody through without a token whose role allows the method.
+    """Refuses every request without a client token whose role allows the method.
 
-    It stands before the routes, so that nothing of a refused request is read, and a new route is closed
-    until it is named open.
+    It stands before the routes: nothing of a refused request is read, and a new route is closed until
+    it is named open.
 
     Args:
         app: what it guards.
-        database: where tokens are kept.
+        database: where client tokens are kept.
         refusal: makes the answer to a request that is refused.
     """
 
@@ -58,7 +58,7 @@ class AuthenticationMiddleware:
             return
         request = Request(scope)
         try:
-            caller = await identify(self._database, bearer_token(request))
+            caller = await identify(self._database, read_client_token(request))
             check_role(caller, request.method)
         except (UnauthorizedError, ForbiddenError) as error:
             AUTHENTICATION_FAILURES.labels(error.code).inc()
@@ -73,20 +73,20 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
-def bearer_token(request: Request) -> str:
-    """What a request shows as ``Authorization: Bearer``.
+def read_client_token(request: Request) -> str:
+    """The client token that a request shows.
 
     Raises:
         UnauthorizedError: ``token_missing``.
     """
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = read_bearer_token(request)
+    if token is None:
         raise UnauthorizedError(
             "Send a token as 'Authorization: Bearer tide_...' (for `tide`: set TIDE_TOKEN). "
             "`tide tokens create`, run where the control plane runs, makes one.",
             code=_MISSING,
         )
-    return token.strip()
+    return token
 
 
 def _current_caller(request: Request) -> Caller | None:

@@ -1,10 +1,8 @@
-"""API tokens: made by the operator, shown once, looked up by their hash at each request."""
+"""Client tokens: made by the operator, shown once, looked up by their hash at each request."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,12 +11,12 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.access import repository
-from service.access.attempt_tokens import UnauthorizedError
-from service.access.tables import ApiTokenRow, Role, TokenStatus
+from service.access.bearer_tokens import hash_bearer_token, make_bearer_token
+from service.access.tables import ClientTokenRow, ClientTokenStatus, Role
 from service.clock import utc_now
 from service.db.session import Database
 from service.db.upsert import upsert
-from tide_core.contracts.errors import ConflictError, InvalidInputError, TideError
+from tide_core.contracts.errors import ConflictError, ForbiddenError, InvalidInputError, UnauthorizedError
 
 BOOTSTRAP = "bootstrap"
 """Name of the token that comes with the deployment, by the setting `bootstrap_token`."""
@@ -31,22 +29,16 @@ _USE_NOTED_EVERY = timedelta(minutes=1)
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
-class ForbiddenError(TideError):
-    """The token is good, but its role does not allow this."""
-
-    code = "role_not_allowed"
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request, by the token that came with it."""
+    """Who sends a request, by the client token that came with it."""
 
     name: str
     role: Role
 
 
 async def create(session: AsyncSession, name: str, role: Role, lifetime: timedelta | None) -> str:
-    """A new token; only its hash is kept.
+    """Make a client token; only its hash is kept.
 
     Args:
         session: a writing transaction.
@@ -69,9 +61,9 @@ async def create(session: AsyncSession, name: str, role: Role, lifetime: timedel
         raise InvalidInputError(
             "A token must live for some time.", code="bad_token_lifetime", param="expires_days"
         )
-    token, now = _PREFIX + secrets.token_urlsafe(32), utc_now()
+    token, now = make_bearer_token(_PREFIX), utc_now()
     row = _columns(name, token, role, now, None if lifetime is None else now + lifetime)
-    if await upsert(session, ApiTokenRow, [row], update=()) == 0:
+    if await upsert(session, ClientTokenRow, [row], update=()) == 0:
         raise ConflictError(
             f"There is a token '{name}' already (`tide tokens list`); the names of revoked tokens stay "
             "taken, so that a job's posted_by means one token.",
@@ -111,10 +103,10 @@ async def register_bootstrap(session: AsyncSession, token: str) -> None:
         )
     row = _columns(BOOTSTRAP, token, Role.EDITOR, utc_now(), None)
     # Two statements, each of which any number of replicas may run at once: the first lets one of them insert.
-    await upsert(session, ApiTokenRow, [row], update=())
+    await upsert(session, ClientTokenRow, [row], update=())
     await session.execute(
-        update(ApiTokenRow)
-        .where(ApiTokenRow.name == BOOTSTRAP, ApiTokenRow.token_hash != row["token_hash"])
+        update(ClientTokenRow)
+        .where(ClientTokenRow.name == BOOTSTRAP, ClientTokenRow.token_hash != row["token_hash"])
         .values(row | {"last_used_at": None, "revoked_at": None})
     )
 
@@ -128,22 +120,22 @@ async def identify(database: Database, token: str) -> Caller:
     row, now = None, utc_now()
     if _FORM.fullmatch(token):
         async with database.read() as session:
-            row = await repository.by_hash(session, _hash(token))
+            row = await repository.by_hash(session, hash_bearer_token(token))
     if row is None:
         raise UnauthorizedError(
             "This token is unknown here. `tide tokens create`, run where the control plane runs, makes one.",
             code="token_unknown",
         )
     match row.status(now):
-        case TokenStatus.REVOKED:
+        case ClientTokenStatus.REVOKED:
             raise UnauthorizedError(
                 "This token was revoked. Ask the operator for another.", code="token_revoked"
             )
-        case TokenStatus.EXPIRED:
+        case ClientTokenStatus.EXPIRED:
             raise UnauthorizedError(
                 "This token has expired. Ask the operator for another.", code="token_expired"
             )
-        case TokenStatus.VALID:
+        case ClientTokenStatus.VALID:
             pass
     if row.last_used_at is None or row.last_used_at < now - _USE_NOTED_EVERY:
         async with database.write() as session:
@@ -154,7 +146,7 @@ async def identify(database: Database, token: str) -> Caller:
 async def is_valid(session: AsyncSession, caller: Caller) -> bool:
     """Whether the token that a caller came with has neither expired nor been revoked since."""
     row = await repository.get(session, caller.name)
-    return row.status(utc_now()) is TokenStatus.VALID
+    return row.status(utc_now()) is ClientTokenStatus.VALID
 
 
 def check_role(caller: Caller, method: str) -> None:
@@ -173,12 +165,8 @@ def check_role(caller: Caller, method: str) -> None:
 def _columns(name: str, token: str, role: Role, now: datetime, expires_at: datetime | None) -> dict[str, Any]:
     return {
         "name": name,
-        "token_hash": _hash(token),
+        "token_hash": hash_bearer_token(token),
         "role": role,
         "created_at": now,
         "expires_at": expires_at,
     }
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Queries over API tokens."""
+"""Queries over client tokens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from datetime import datetime
 from sqlalchemy import or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.access.tables import ApiTokenRow
+from service.access.tables import ClientTokenRow
 from tide_core.contracts.errors import NotFoundError
 
 
-async def get(session: AsyncSession, name: str) -> ApiTokenRow:
+async def get(session: AsyncSession, name: str) -> ClientTokenRow:
     """A token by its name.
 
     Raises:
         NotFoundError: ``token_not_found``.
     """
-    row = await session.get(ApiTokenRow, name)
+    row = await session.get(ClientTokenRow, name)
     if row is None:
         raise NotFoundError(
             f"There is no token '{name}'. `tide tokens list` shows them.", code="token_not_found"
@@ -26,19 +26,21 @@ async def get(session: AsyncSession, name: str) -> ApiTokenRow:
     return row
 
 
-async def by_hash(session: AsyncSession, token_hash: str) -> ApiTokenRow | None:
+async def by_hash(session: AsyncSession, token_hash: str) -> ClientTokenRow | None:
     """The token with a hash, whatever its state."""
-    return await session.scalar(select(ApiTokenRow).where(ApiTokenRow.token_hash == token_hash))
+    return await session.scalar(select(ClientTokenRow).where(ClientTokenRow.token_hash == token_hash))
 
 
-async def all_tokens(session: AsyncSession) -> Sequence[ApiTokenRow]:
+async def all_tokens(session: AsyncSession) -> Sequence[ClientTokenRow]:
     """Every token ever made, oldest first."""
     return (
-        await session.scalars(select(ApiTokenRow).order_by(ApiTokenRow.created_at, ApiTokenRow.name))
+        await session.scalars(select(ClientTokenRow).order_by(ClientTokenRow.created_at, ClientTokenRow.name))
     ).all()
 
 
 async def touch(session: AsyncSession, name: str, now: datetime, unless_since: datetime) -> None:
     """Note a use, unless one was noted since a moment."""
-    stale = or_(ApiTokenRow.last_used_at.is_(None), ApiTokenRow.last_used_at < unless_since)
-    await session.execute(update(ApiTokenRow).where(ApiTokenRow.name == name, stale).values(last_used_at=now))
+    stale = or_(ClientTokenRow.last_used_at.is_(None), ClientTokenRow.last_used_at < unless_since)
+    await session.execute(
+        update(ClientTokenRow).where(ClientTokenRow.name == name, stale).values(last_used_at=now)
+    )

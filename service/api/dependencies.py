@@ -1,36 +1,47 @@
-"""What endpoints ask for: the context of the application and the request's one transaction."""
+"""What endpoints ask for: the context of the application and the request's one transaction.
+
+In: what the composition root (`service.app`) put on the application. Out: the types of endpoints' parameters.
+Nothing here knows a resource, the reconciler or a cluster: what a request needs of them is a callable or a
+protocol below.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Path, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db.session import Database
-from service.orchestrator.compute import Compute
-from service.orchestrator.reconciler import Reconciler
 from service.settings import Settings
-from tide_core.tracing import Tracing
+
+
+class LogSource(Protocol):
+    """Keeps what submissions print."""
+
+    async def logs(self, submission_id: str) -> str:
+        """What a submission printed so far; empty when it is unknown.
+
+        Raises:
+            ComputeUnavailableError: the cluster does not answer.
+        """
 
 
 @dataclass(frozen=True)
 class AppContext:
-    """What lives as long as the application."""
+    """What a request is given besides its transaction.
+
+    Attributes:
+        wake: lets the reconciler look at once; awaited, so that it runs on the event loop.
+        log_source: None in a control plane without a cluster.
+    """
 
     settings: Settings
     database: Database
-    compute: Compute | None
-    """How Ray is reached; none in a control plane that only keeps records."""
-    reconciler: Reconciler | None
-    tracing: Tracing
-
-    async def wake_reconciler(self) -> None:
-        """Let the reconciler look at once instead of at the end of its interval."""
-        if self.reconciler is not None:
-            self.reconciler.wake()
+    wake: Callable[[], Awaitable[None]]
+    log_source: LogSource | None
 
 
 def app_context(request: Request) -> AppContext:

@@ -12,10 +12,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from service.access.attempt_tokens import UnauthorizedError
-from service.access.client_tokens import ForbiddenError
-from service.orchestrator.compute import ComputeUnavailableError
-from tide_core.contracts.errors import ConflictError, InvalidInputError, NotFoundError, TideError
+from tide_core.contracts.errors import (
+    ComputeUnavailableError,
+    ConflictError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+    TideError,
+    UnauthorizedError,
+)
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from tide.cli.options import Output, OutputOption
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from service.access.tables import ApiTokenRow
+    from service.access.tables import ClientTokenRow
     from service.db.session import Database
 
 app = typer.Typer(
@@ -187,7 +187,7 @@ def _with_database(
         ) from None
 
 
-def _described(row: ApiTokenRow) -> dict[str, Any]:
+def _described(row: ClientTokenRow) -> dict[str, Any]:
     from service.clock import utc_now
 
     moments = ("created_at", "last_used_at", "expires_at", "revoked_at")

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.dependencies import Context, ReadSession
+from service.api.dependencies import ReadSession
 from service.api.errors import error_responses
 from service.health.health import ALL_CHECKS, readiness
 from service.health.readings import readings
 from service.health.schemas import CheckName, Health, Readiness
+from service.health.sources import HealthSources
 from service.observability.metrics import exposition
 
 router = APIRouter(tags=["observability"])
@@ -29,18 +30,18 @@ async def healthz() -> Health:
     responses={**error_responses(422), 503: {"model": Readiness, "description": "Something is missing."}},
 )
 async def readyz(
-    context: Context,
+    sources: HealthSources,
     response: Response,
     check: Annotated[list[CheckName] | None, Query(description="Look at these alone.")] = None,
 ) -> Readiness:
     """The database, the reconciler and Ray, each by name."""
-    result = await readiness(context, frozenset(check) if check else ALL_CHECKS)
+    result = await readiness(sources, frozenset(check) if check else ALL_CHECKS)
     if result.status != "ready":
         response.status_code = 503
     return result
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(context: Context, session: ReadSession) -> Response:
+async def metrics(sources: HealthSources, session: ReadSession) -> Response:
     """Metrics in Prometheus' text format."""
-    return Response(exposition(await readings(context, session)), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(await readings(sources, session)), media_type=CONTENT_TYPE_LATEST)

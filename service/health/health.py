@@ -8,22 +8,22 @@ from typing import get_args
 
 from sqlalchemy import text
 
-from service.api.dependencies import AppContext
 from service.health.schemas import Check, CheckName, Readiness
+from service.health.sources import Sources
 
 ALL_CHECKS: frozenset[CheckName] = frozenset(get_args(CheckName))
 _PATIENCE_SECONDS = 5.0
 _RECONCILER_PATIENCE_SECONDS = 30.0
 
 
-async def readiness(context: AppContext, wanted: frozenset[CheckName] = ALL_CHECKS) -> Readiness:
+async def readiness(sources: Sources, wanted: frozenset[CheckName] = ALL_CHECKS) -> Readiness:
     """Look at the database, the reconciler and the cluster (or some of them), at the same time."""
-    probes: dict[CheckName, Callable[[AppContext], Awaitable[str | None]]] = {
+    probes: dict[CheckName, Callable[[Sources], Awaitable[str | None]]] = {
         "database": _database_answers,
         "reconciler": _reconciler_works,
         "ray": _ray_answers,
     }
-    looks = [_check(name, probe(context)) for name, probe in probes.items() if name in wanted]
+    looks = [_check(name, probe(sources)) for name, probe in probes.items() if name in wanted]
     checks = list(await asyncio.gather(*looks))
     is_ready = all(check.is_ready for check in checks)
     return Readiness(status="ready" if is_ready else "not_ready", checks=checks)
@@ -39,22 +39,22 @@ async def _check(name: CheckName, probe: Awaitable[str | None]) -> Check:
     return Check(name=name, is_ready=problem is None, message=problem)
 
 
-async def _database_answers(context: AppContext) -> str | None:
-    async with context.database.read() as session:
+async def _database_answers(sources: Sources) -> str | None:
+    async with sources.database.read() as session:
         await session.execute(text("SELECT 1"))
     return None
 
 
-async def _reconciler_works(context: AppContext) -> str | None:
-    if context.reconciler is None:
+async def _reconciler_works(sources: Sources) -> str | None:
+    if sources.loop is None:
         return "this control plane runs no reconciler"
-    silence = context.reconciler.seconds_since_look
-    patience = max(_RECONCILER_PATIENCE_SECONDS, 10 * context.settings.reconcile_interval_seconds)
+    silence = sources.loop.seconds_since_look
+    patience = max(_RECONCILER_PATIENCE_SECONDS, 10 * sources.look_interval_seconds)
     return None if silence < patience else f"its last look ended {silence:.0f} seconds ago"
 
 
-async def _ray_answers(context: AppContext) -> str | None:
-    if context.compute is None:
+async def _ray_answers(sources: Sources) -> str | None:
+    if sources.cluster is None:
         return "this control plane is not connected to a cluster"
-    await context.compute.ping()
+    await sources.cluster.ping()
     return None

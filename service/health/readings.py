@@ -8,8 +8,8 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import QueuePool
 
-from service.api.dependencies import AppContext
 from service.clock import utc_now
+from service.health.sources import Sources
 from service.jobs import repository as jobs
 from service.jobs.tables import JobRow, PhaseRunRow
 from service.observability.metrics import Sample
@@ -34,11 +34,11 @@ _OF_STEP = {
 """Name in the workers' reports -> gauge."""
 
 
-async def readings(context: AppContext, session: AsyncSession) -> list[Sample]:
+async def readings(sources: Sources, session: AsyncSession) -> list[Sample]:
     """Everything but the counters of this process."""
     now = utc_now()
     active = await jobs.active(session)
-    samples = [*_of_process(context), *await _of_leases(session, now)]
+    samples = [*_of_process(sources), *await _of_leases(session, now)]
     oldest = await jobs.oldest_queued(session)
     samples.append(Sample("tide_queue_oldest_age_seconds", (now - oldest).total_seconds() if oldest else 0.0))
     for state, count in (await jobs.count_by_state(session)).items():
@@ -58,15 +58,15 @@ async def readings(context: AppContext, session: AsyncSession) -> list[Sample]:
     return samples
 
 
-def _of_process(context: AppContext) -> Iterator[Sample]:
-    if context.reconciler is not None:
-        yield Sample("tide_reconciler_is_leader", float(context.reconciler.is_leading))
-        yield Sample("tide_reconciler_look_age_seconds", context.reconciler.seconds_since_look)
-    pool = context.database.engine.pool
+def _of_process(sources: Sources) -> Iterator[Sample]:
+    if sources.loop is not None:
+        yield Sample("tide_reconciler_is_leader", float(sources.loop.is_leading))
+        yield Sample("tide_reconciler_look_age_seconds", sources.loop.seconds_since_look)
+    pool = sources.database.engine.pool
     if isinstance(pool, QueuePool):
         yield Sample("tide_database_connections", pool.checkedout(), ("in_use",))
         yield Sample("tide_database_connections", pool.checkedin(), ("idle",))
-        yield Sample("tide_database_connections_limit", context.database.max_connections)
+        yield Sample("tide_database_connections_limit", sources.database.max_connections)
 
 
 async def _of_leases(session: AsyncSession, now: datetime) -> list[Sample]:

@@ -54,7 +54,7 @@ async def create_job(
     )
     response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
     if submitted.is_new:
-        afterwards.add_task(context.wake_reconciler)
+        afterwards.add_task(context.wake)
         return job_object(submitted.job, None)
     response.status_code = 200
     async with context.database.read() as session:
@@ -95,7 +95,7 @@ async def cancel_job(
     context: Context, session: WriteSession, afterwards: BackgroundTasks, job_id: JobId
 ) -> Job:
     """End a job for good; its checkpoints stay."""
-    afterwards.add_task(context.wake_reconciler)
+    afterwards.add_task(context.wake)
     return await _shown(session, await service.cancel(session, job_id))
 
 
@@ -104,7 +104,7 @@ async def pause_job(
     context: Context, session: WriteSession, afterwards: BackgroundTasks, job_id: JobId
 ) -> Job:
     """Let a running job save and give its resources back."""
-    afterwards.add_task(context.wake_reconciler)
+    afterwards.add_task(context.wake)
     return await _shown(session, await service.pause(session, job_id))
 
 
@@ -113,7 +113,7 @@ async def resume_job(
     context: Context, session: WriteSession, afterwards: BackgroundTasks, job_id: JobId
 ) -> Job:
     """Let a paused job go on from its last checkpoint."""
-    afterwards.add_task(context.wake_reconciler)
+    afterwards.add_task(context.wake)
     return await _shown(session, await service.resume(session, job_id))
 
 
@@ -165,7 +165,7 @@ async def get_logs(
     async with context.database.read() as session:
         job = await repository.get(session, job_id)
         runs = await repository.phase_runs(session, job_id, attempt or job.attempt)
-    return await job_log(context.compute, runs, phase, tail)
+    return await job_log(context.log_source, runs, phase, tail)
 
 
 async def _shown(session: AsyncSession, job: JobRow) -> Job:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sse_starlette.event import ServerSentEvent
 
-from service.access import client_tokens as tokens
+from service.access import client_tokens
 from service.access.client_tokens import Caller
 from service.db.session import Database
 from service.events import repository
@@ -66,7 +66,7 @@ class JobEventStream:
 
     async def _look(self) -> tuple[list[Event], dict[str, Any] | None, JobState] | None:
         async with self._database.read() as session:
-            if self._caller is not None and not await tokens.is_valid(session, self._caller):
+            if self._caller is not None and not await client_tokens.is_valid(session, self._caller):
                 return None
             # The state is read first: a job seen as ended has all its events written already.
             job = await jobs.get(session, self._job_id)

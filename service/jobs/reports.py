@@ -23,7 +23,8 @@ from service.db.upsert import upsert
 from service.events import service as events
 from service.identifiers import new_id
 from service.jobs import repository
-from service.jobs.tables import CheckpointRow, JobRow, MetricRow, PhaseOutcome, PhaseRunRow
+from service.jobs.outcomes import PhaseOutcome
+from service.jobs.tables import CheckpointRow, JobRow, MetricRow, PhaseRunRow
 from service.models import service as models
 from service.observability.metrics import PHASE_SECONDS, REPORTS
 from service.teachers import repository as teachers

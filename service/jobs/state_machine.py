@@ -12,7 +12,7 @@ from sqlalchemy import update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.access import attempt_tokens as auth
+from service.access import attempt_tokens
 from service.clock import utc_now
 from service.events import service as events
 from service.jobs.tables import AttemptRow, JobRow
@@ -110,4 +110,4 @@ async def _end_attempt(session: AsyncSession, job: JobRow, reason: str, *, count
         .where(AttemptRow.job_id == job.id, AttemptRow.number == job.attempt, AttemptRow.ended_at.is_(None))
         .values(ended_at=utc_now(), end_reason=reason, counts=counts)
     )
-    await auth.revoke_attempt(session, job.id, job.attempt)
+    await attempt_tokens.revoke_attempt(session, job.id, job.attempt)

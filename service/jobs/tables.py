@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, ForeignKeyConstraint, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.base import Base, BigKey, UtcDateTime, words
+from service.jobs.outcomes import PhaseOutcome
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.states import JobState, Phase
-
-
-class PhaseOutcome(StrEnum):
-    """How a phase of an attempt ended."""
-
-    FINISHED = "finished"
-    """The worker reported `Finished`; its result is stored."""
-    STOPPED = "stopped"
-    """The worker ended early because it was asked to (cancel, pause)."""
-    FAILED = "failed"
-    """The worker reported `Failed`."""
-    LOST = "lost"
-    """The Ray job vanished or died without a word."""
 
 
 class JobRow(Base):

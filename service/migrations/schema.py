@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from service.access import attempt_token_tables as auth_tables
-from service.access import tables as token_tables
+from service.access import tables as access_tables
 from service.datasets import tables as dataset_tables
 from service.db.base import Base
 from service.events import tables as event_tables
@@ -13,13 +12,12 @@ from service.orchestrator import tables as leader_tables
 from service.teachers import tables as teacher_tables
 
 TABLE_MODULES = (
-    auth_tables,
+    access_tables,
     dataset_tables,
     event_tables,
     job_tables,
     leader_tables,
     model_tables,
     teacher_tables,
-    token_tables,
 )
 metadata = Base.metadata

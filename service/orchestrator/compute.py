@@ -12,13 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from tide_core.contracts.errors import InvalidInputError, TideError
-
-
-class ComputeUnavailableError(TideError):
-    """The cluster does not answer (yet, or any more): wait and ask again."""
-
-    code = "compute_unavailable"
+from tide_core.contracts.errors import InvalidInputError
 
 
 class ComputeRefusedError(InvalidInputError):

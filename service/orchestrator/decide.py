@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from service.jobs.tables import PhaseOutcome
+from service.jobs.outcomes import PhaseOutcome
 from service.orchestrator.actions import (
     AcquireLease,
     Action,
@@ -289,7 +289,7 @@ def _work(
     match known.ending:
         case PhaseOutcome.FAILED:
             return _after_failure(job, known, retry_in, limits)
-        case PhaseOutcome.STOPPED | PhaseOutcome.LOST | PhaseOutcome.FINISHED:
+        case PhaseOutcome.STOPPED | PhaseOutcome.FINISHED:
             # FINISHED without its outcome (a preparation that names no data set) is no end to build on.
             return NextAttempt(f"the {phase} phase ended early", counts=False, target=retry_in)
     if not observed.is_reachable:

@@ -7,7 +7,7 @@ import shlex
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.access import attempt_tokens as auth
+from service.access import attempt_tokens
 from service.clock import utc_now
 from service.db.session import Database
 from service.events import service as events
@@ -84,7 +84,7 @@ class Executor:
         async with self._database.write() as session:
             job = await self._locked(session, job_id, version)
             await jobs.ensure_phase_run(session, job_id, job.attempt, phase)
-            token = auth.issue(session, job_id, job.attempt, phase)
+            token = attempt_tokens.issue(session, job_id, job.attempt, phase)
             submission = self._submission(job, phase, token)
         try:
             await self._compute.submit(submission)

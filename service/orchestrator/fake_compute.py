@@ -14,11 +14,11 @@ from service.orchestrator.compute import (
     ApplicationState,
     ApplicationStatus,
     ClusterResources,
-    ComputeUnavailableError,
     Submission,
     SubmissionState,
     SubmissionStatus,
 )
+from tide_core.contracts.errors import ComputeUnavailableError
 
 _LAPTOP = ClusterResources(
     nodes=1, cpus=4, gpus=0, largest_node_memory=8 << 30, largest_gpu_memory=0, labels=({},)

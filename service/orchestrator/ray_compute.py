@@ -19,12 +19,12 @@ from service.orchestrator.compute import (
     ApplicationStatus,
     ClusterResources,
     ComputeRefusedError,
-    ComputeUnavailableError,
     Scaling,
     Submission,
     SubmissionState,
     SubmissionStatus,
 )
+from tide_core.contracts.errors import ComputeUnavailableError
 
 _JOBS = "/api/jobs/"
 _APPLICATIONS = "/api/serve/applications/"

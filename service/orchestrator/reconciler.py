@@ -20,14 +20,14 @@ from service.jobs import repository as jobs
 from service.observability.metrics import ACTIONS, LOOK_SECONDS
 from service.orchestrator import leadership, snapshots
 from service.orchestrator.actions import Action, Wait
-from service.orchestrator.compute import Compute, ComputeUnavailableError
+from service.orchestrator.compute import Compute
 from service.orchestrator.decide import Limits, decide
 from service.orchestrator.execution import Executor
 from service.orchestrator.leadership import Leadership, LeadershipLostError
 from service.orchestrator.observation import Observer
 from service.orchestrator.pool_keeper import PoolKeeper
 from service.settings import Settings
-from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.errors import ComputeUnavailableError, ConflictError
 from tide_core.contracts.states import JobState
 from tide_core.tracing import Attribute, Tracing
 

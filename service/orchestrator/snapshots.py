@@ -9,7 +9,8 @@ from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.events.tables import EventRow
-from service.jobs.tables import AttemptRow, JobRow, MetricRow, PhaseOutcome, PhaseRunRow
+from service.jobs.outcomes import PhaseOutcome
+from service.jobs.tables import AttemptRow, JobRow, MetricRow, PhaseRunRow
 from service.orchestrator.decide import RESUMED, JobSnapshot, PhaseSnapshot
 from service.orchestrator.pools import LeasedReplicas, PoolSnapshot
 from service.teachers import repository as teachers

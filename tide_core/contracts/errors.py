@@ -96,3 +96,21 @@ class NotFoundError(TideError):
     """There is no such resource."""
 
     code = "not_found"
+
+
+class UnauthorizedError(TideError):
+    """A request shows no token, or one that is not valid (any more)."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(TideError):
+    """The token is valid, but its role does not allow this."""
+
+    code = "role_not_allowed"
+
+
+class ComputeUnavailableError(TideError):
+    """The cluster does not answer (yet, or any more): wait and ask again."""
+
+    code = "compute_unavailable"

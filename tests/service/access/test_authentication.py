@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.routing import BaseRoute, Mount
 from structlog.testing import capture_logs
 
-from service.access import attempt_tokens as attempts
-from service.access import client_tokens as tokens
+from service.access import attempt_tokens, client_tokens
 from service.access.tables import Role
 from service.app import create_app
 from service.db.session import Database
@@ -40,7 +39,7 @@ def settings(settings: Settings) -> Settings:
 async def viewer(database: Database) -> dict[str, str]:
     """Headers of somebody who may read."""
     async with database.write() as session:
-        token = await tokens.create(session, "reader", Role.VIEWER, None)
+        token = await client_tokens.create(session, "reader", Role.VIEWER, None)
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -48,7 +47,7 @@ async def viewer(database: Database) -> dict[str, str]:
 async def editor(database: Database) -> dict[str, str]:
     """Headers of somebody who may do everything."""
     async with database.write() as session:
-        token = await tokens.create(session, "writer", Role.EDITOR, None)
+        token = await client_tokens.create(session, "writer", Role.EDITOR, None)
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -57,7 +56,7 @@ async def attempt_token(database: Database, client: httpx.AsyncClient, editor: A
     """The token of a job's own worker."""
     job = (await client.post("/v1/jobs", json=job_body, headers=editor)).json()
     async with database.write() as session:
-        return attempts.issue(session, job["id"], 1, Phase.TRAIN)
+        return attempt_tokens.issue(session, job["id"], 1, Phase.TRAIN)
 
 
 def _routes(found: Iterable[Any]) -> Iterator[tuple[str, set[str]]]:
@@ -182,7 +181,7 @@ async def test_a_revoked_token_is_refused_at_once(
 ) -> None:
     assert (await client.get("/v1/jobs", headers=editor)).status_code == 200
     async with database.write() as session:
-        await tokens.revoke(session, "writer")
+        await client_tokens.revoke(session, "writer")
     answer = await client.get("/v1/jobs", headers=editor)
     assert (answer.status_code, _error(answer)["code"]) == (401, "token_revoked")
 
@@ -209,7 +208,7 @@ async def test_an_event_stream_wants_a_token_and_ends_with_it(
     await asyncio.sleep(0.3)
     assert not stream.done(), "the job goes on, so does the stream"
     async with database.write() as session:
-        await tokens.revoke(session, "writer")
+        await client_tokens.revoke(session, "writer")
     text = (await asyncio.wait_for(stream, 10)).text
     assert "job.queued" in text
     assert "event: done" not in text

@@ -12,12 +12,11 @@ from sqlalchemy import select, text, update
 
 from service.access import client_tokens as service
 from service.access import repository
-from service.access.attempt_tokens import UnauthorizedError
-from service.access.tables import ApiTokenRow, Role
+from service.access.tables import ClientTokenRow, Role
 from service.clock import utc_now
 from service.db.session import Database
 from service.settings import Settings
-from tide_core.contracts.errors import ConflictError, InvalidInputError, NotFoundError
+from tide_core.contracts.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
 
 
 async def _made(
@@ -27,7 +26,7 @@ async def _made(
         return await service.create(session, name, role, lifetime)
 
 
-async def _row(database: Database, name: str = "ci") -> ApiTokenRow:
+async def _row(database: Database, name: str = "ci") -> ClientTokenRow:
     async with database.read() as session:
         return await repository.get(session, name)
 
@@ -93,7 +92,7 @@ async def test_a_token_expires(database: Database) -> None:
     assert timedelta(days=1, hours=23) < expires_at - utc_now() <= timedelta(days=2)
     assert (await service.identify(database, token)).name == "ci"
     async with database.write() as session:
-        await session.execute(update(ApiTokenRow).values(expires_at=utc_now()))
+        await session.execute(update(ClientTokenRow).values(expires_at=utc_now()))
     assert await _refusal(database, token) == "token_expired"
     with pytest.raises(InvalidInputError, match="for some time"):
         await _made(database, "dead", lifetime=timedelta())
@@ -108,7 +107,7 @@ async def test_a_use_is_noted_to_the_minute(database: Database) -> None:
     await service.identify(database, token)
     assert (await _row(database)).last_used_at == first
     async with database.write() as session:
-        await session.execute(update(ApiTokenRow).values(last_used_at=first - timedelta(minutes=2)))
+        await session.execute(update(ClientTokenRow).values(last_used_at=first - timedelta(minutes=2)))
     await service.identify(database, token)
     again = (await _row(database)).last_used_at
     assert again is not None
@@ -125,7 +124,7 @@ class TestBootstrap:
         for replica in replicas:
             await replica.close()
         async with database.read() as session:
-            (row,) = (await session.scalars(select(ApiTokenRow))).all()
+            (row,) = (await session.scalars(select(ClientTokenRow))).all()
         assert (row.name, row.role, row.expires_at) == ("bootstrap", Role.EDITOR, None)
         assert (await service.identify(database, token)).name == "bootstrap"
 

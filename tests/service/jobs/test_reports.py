@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access import attempt_tokens as auth
+from service.access import attempt_tokens
 from service.db.session import Database
 from service.jobs import repository
+from service.jobs.outcomes import PhaseOutcome
 from service.jobs.state_machine import begin_next_attempt, transition
-from service.jobs.tables import PhaseOutcome
 from service.teachers import service as teachers
 from tests.support.coverage_reports import coverage
 from tide_core.contracts.job import ResolvedJobSpec
@@ -79,7 +79,7 @@ async def worker(client: httpx.AsyncClient, post_job: PostJob, database: Databas
     """The trainer of a running job."""
     job_id = (await post_job())["id"]
     async with database.write() as session:
-        token = auth.issue(session, job_id, 1, Phase.TRAIN)
+        token = attempt_tokens.issue(session, job_id, 1, Phase.TRAIN)
     made = Worker(client, database, job_id, token)
     await made.move(JobState.PREPARING, JobState.PROVISIONING, JobState.RUNNING)
     return made
@@ -186,7 +186,7 @@ async def test_a_step_that_is_trained_again_replaces_its_figure(worker: Worker, 
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)
         await begin_next_attempt(session, job, "lost", counts=False)
-        worker.token = auth.issue(session, worker.job_id, 2, Phase.TRAIN)
+        worker.token = attempt_tokens.issue(session, worker.job_id, 2, Phase.TRAIN)
     again = Metrics(step=3, values={"loss": 99.0})
     await worker.send(again, again, first=1)
     (loss,) = (await worker.get("/metrics"))["data"]
@@ -225,7 +225,7 @@ async def test_a_prepared_data_set_is_shared_by_jobs(
     await worker.send(report, first=1)
     second_id = (await post_job())["id"]
     async with database.write() as session:
-        token = auth.issue(session, second_id, 1, Phase.PREPARE)
+        token = attempt_tokens.issue(session, second_id, 1, Phase.PREPARE)
     second = Worker(worker.client, database, second_id, token)
     await second.send(report.model_copy(update={"reused": True}), first=1)
     (dataset,) = (await worker.client.get("/v1/datasets")).json()["data"]
@@ -281,7 +281,7 @@ async def test_a_phase_ends_once(
 async def test_the_report_of_the_evaluation_is_the_jobs_result(worker: Worker, database: Database) -> None:
     await worker.move(JobState.EVALUATING)
     async with database.write() as session:
-        worker.token = auth.issue(session, worker.job_id, 1, Phase.EVALUATE)
+        worker.token = attempt_tokens.issue(session, worker.job_id, 1, Phase.EVALUATE)
     await worker.send(Finished(result={"nelbo": 1.5, "broken": float("nan"), "text": "a\0b"}), first=1)
     assert (await worker.get())["result"] == {"nelbo": 1.5, "broken": None, "text": "a�b"}
 
@@ -307,7 +307,7 @@ async def test_a_token_issued_too_late_speaks_for_nobody(worker: Worker, databas
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)
         await begin_next_attempt(session, job, "the node seemed dead", counts=False)
-        worker.token = auth.issue(session, worker.job_id, 1, Phase.TRAIN)
+        worker.token = attempt_tokens.issue(session, worker.job_id, 1, Phase.TRAIN)
     for answer in (await worker.send(*_steps(1), first=1), await worker.brief()):
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "attempt_ended")
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 import service
-from service.access import attempt_tokens as auth
+from service.access import attempt_tokens
 from service.clock import utc_now
 from service.db.session import Database
 from service.events import repository as events
@@ -114,7 +114,7 @@ async def test_a_failed_transaction_leaves_neither_state_nor_event(database: Dat
 async def test_the_next_attempt_ends_the_last_one_and_its_tokens(database: Database) -> None:
     job_id = await _insert(database, JobState.RUNNING)
     async with database.write() as session:
-        token = auth.issue(session, job_id, 1, Phase.TRAIN)
+        token = attempt_tokens.issue(session, job_id, 1, Phase.TRAIN)
     async with database.write() as session:
         job = await repository.lock(session, job_id)
         await begin_next_attempt(session, job, "the node vanished", counts=False)
@@ -122,7 +122,7 @@ async def test_the_next_attempt_ends_the_last_one_and_its_tokens(database: Datab
     async with database.read() as session:
         job = await repository.get(session, job_id)
         rows = (await session.scalars(select(AttemptRow).order_by(AttemptRow.number))).all()
-        identity = await auth.identify(session, token)
+        identity = await attempt_tokens.identify(session, token)
     assert (job.attempt, job.own_failures, job.version) == (3, 1, 3)
     assert [row.counts for row in rows] == [False, True, False]
     assert [row.ended_at is None for row in rows] == [False, False, True]

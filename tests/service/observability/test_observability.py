@@ -132,7 +132,7 @@ async def test_metrics_tell_how_training_goes(
 
 
 async def test_metrics_tell_who_leads_and_what_it_did(complete_app: FastAPI, post_job: PostJob) -> None:
-    reconciler = complete_app.state.context.reconciler
+    reconciler = complete_app.state.control_plane.reconciler
     await post_job()
 
     async def read() -> dict[tuple[str, ...], float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from service.access import attempt_tokens as auth
+from service.access import attempt_tokens
 from service.clock import utc_now
 from service.db.session import Database
 from service.events.tables import EventRow
@@ -106,7 +106,7 @@ class World:
             reports=tuple(Report(sequence=next(self._sequence), time=utc_now(), body=body) for body in bodies)
         )
         async with self.database.write() as session:
-            return await reports.store(session, await auth.identify(session, token), batch)
+            return await reports.store(session, await attempt_tokens.identify(session, token), batch)
 
     async def finish(self, job_id: str, phase: Phase, result: dict[str, object] | None = None) -> None:
         """The phase's worker reports its success and ends."""

@@ -21,7 +21,6 @@ from service.orchestrator.compute import (
     Application,
     ApplicationStatus,
     Compute,
-    ComputeUnavailableError,
     Scaling,
     Submission,
     SubmissionState,
@@ -30,6 +29,7 @@ from service.orchestrator.compute import (
 from service.orchestrator.embedded_ray import HeadOptions, HeadRecord
 from service.orchestrator.fake_compute import FakeCompute
 from service.orchestrator.ray_compute import RayCompute
+from tide_core.contracts.errors import ComputeUnavailableError
 
 STAND_IN = """
 from ray import serve

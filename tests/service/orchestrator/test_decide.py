@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from service.jobs.tables import PhaseOutcome
+from service.jobs.outcomes import PhaseOutcome
 from service.orchestrator.actions import (
     AcquireLease,
     Action,

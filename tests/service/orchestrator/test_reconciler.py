@@ -17,12 +17,12 @@ from service.jobs import service as job_service
 from service.jobs.tables import AttemptRow, MetricRow, PhaseRunRow
 from service.orchestrator import leadership, snapshots
 from service.orchestrator.actions import AcquireLease, Stop, Submit
-from service.orchestrator.compute import ApplicationStatus, ComputeUnavailableError, SubmissionStatus
+from service.orchestrator.compute import ApplicationStatus, SubmissionStatus
 from service.orchestrator.execution import Executor
 from service.orchestrator.reconciler import Reconciler
 from service.teachers import service as teacher_service
 from tests.service.orchestrator.conftest import World
-from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.errors import ComputeUnavailableError, ConflictError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import ENV_CONTROL_URL, Finished, Metrics
 from tide_core.contracts.states import JobState, Phase, submission_id

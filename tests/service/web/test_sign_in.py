@@ -14,7 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
-from service.access import client_tokens as tokens
+from service.access import client_tokens
 from service.access.tables import Role
 from service.app import create_app
 from service.db.session import Database
@@ -56,10 +56,10 @@ class Closed:
         self._thread.join(10)
 
     def create(self, name: str, role: Role) -> str:
-        return str(self._write(lambda session: tokens.create(session, name, role, None)))
+        return str(self._write(lambda session: client_tokens.create(session, name, role, None)))
 
     def revoke(self, name: str) -> None:
-        self._write(lambda session: tokens.revoke(session, name))
+        self._write(lambda session: client_tokens.revoke(session, name))
 
     def _write(self, action: Any) -> Any:
         async def run() -> Any:
