@@ -41,11 +41,12 @@ from tide_core.contracts.reporting import (
     Report,
     ReportBatch,
     ReportReceipt,
+    TeacherAttested,
 )
 from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
 
 TEACHER_ATTESTED = "teacher.attested"
-"""Code of the note whose message is the fingerprint of the teacher that a trainer was given."""
+"""Type of the event whose message is the fingerprint of the teacher that a phase asks."""
 for _phase in Phase:  # from 0 on: a first end is a rise too
     for _outcome in (PhaseOutcome.FINISHED, PhaseOutcome.STOPPED, PhaseOutcome.FAILED):
         PHASE_SECONDS.labels(str(_phase), str(_outcome))
@@ -134,6 +135,8 @@ class _Ingestion:
                 await self._checkpoint_deleted(report.body)
             case DatasetPrepared():
                 await self._prepared(report.body)
+            case TeacherAttested():
+                await self._teacher_attested(report.body)
             case Note():
                 await self._note(report.body)
             case Finished():
@@ -220,11 +223,17 @@ class _Ingestion:
         )
 
     async def _note(self, report: Note) -> None:
-        if report.code == TEACHER_ATTESTED and self._run.phase is Phase.TRAIN:
-            await self._attested(report.message)
-        self._tell(report.code[:128], report.message, report.level)
+        if report.code == TEACHER_ATTESTED:  # from a worker of the version before `TeacherAttested`
+            await self._teacher_attested(TeacherAttested(fingerprint=report.message))
+        else:
+            self._tell(report.code[:128], report.message, report.level)
 
-    async def _attested(self, fingerprint: str) -> None:
+    async def _teacher_attested(self, report: TeacherAttested) -> None:
+        if self._run.phase is Phase.TRAIN:
+            await self._pin_teacher(report.fingerprint)
+        self._tell(TEACHER_ATTESTED, report.fingerprint)
+
+    async def _pin_teacher(self, fingerprint: str) -> None:
         """Pin the job to the weights that its first attempt was taught by."""
         if self._job.teacher_fingerprint is None:
             await self._set_on_job(teacher_fingerprint=fingerprint)

@@ -147,6 +147,19 @@ class DatasetPrepared(Contract):
     reused: bool = False
 
 
+class TeacherAttested(Contract):
+    """The teacher that answers this phase, said before the first question to it.
+
+    Workers from before this class send ``Note(code="teacher.attested", message=fingerprint)``. A control plane
+    that is older than the worker refuses this report alone, and the job goes on without it; that happens only
+    while an upgrade replaces the control plane, and after a return to the older version.
+    """
+
+    type: Literal["teacher_attested"] = "teacher_attested"
+    fingerprint: str = Field(min_length=1)
+    """Of the teacher, as in `TeacherDescription`."""
+
+
 class Finished(Contract):
     """The phase ended well; `result` is its outcome in full (an evaluation report, say)."""
 
@@ -174,7 +187,15 @@ class Note(Contract):
 
 
 AnyReport = Annotated[
-    Progress | Metrics | CheckpointSaved | CheckpointDeleted | DatasetPrepared | Finished | Failed | Note,
+    Progress
+    | Metrics
+    | CheckpointSaved
+    | CheckpointDeleted
+    | DatasetPrepared
+    | TeacherAttested
+    | Finished
+    | Failed
+    | Note,
     Field(discriminator="type"),
 ]
 

@@ -14,7 +14,7 @@ import torch
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ExactMatchTask
-from tide_core.contracts.reporting import AttemptBrief, Metrics, Note
+from tide_core.contracts.reporting import AttemptBrief, Metrics, TeacherAttested
 from tide_core.contracts.scores import Layout
 from tide_core.contracts.states import Phase
 from tide_core.data.shards import PreparedDataset
@@ -71,7 +71,7 @@ def evaluate(
     began = time.monotonic()
     scene = _scene(brief, device, transport)
     if transport is not None:
-        reporter.send(Note(code="teacher.attested", message=transport.describe().fingerprint))
+        reporter.send(TeacherAttested(fingerprint=transport.describe().fingerprint))
     tallies = _held_out_figures(brief, scene, reporter)
     tasks, matches = _exact_matches(brief, scene, reporter)
     report = build_report(brief, scene.held_out, tallies, matches, tasks, _sizes(scene, transport))

@@ -17,7 +17,7 @@ from tide_core.alignment.boundaries import begins_pretoken
 from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
-from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Note
+from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, TeacherAttested
 from tide_core.contracts.scores import Want
 from tide_core.contracts.teacher import TeacherDescription, wanted
 from tide_core.data.batches import BatchPlan
@@ -212,7 +212,7 @@ def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> Te
         return None
     description = transport.describe()
     if reporter is not None:
-        reporter.send(Note(code="teacher.attested", message=description.fingerprint))
+        reporter.send(TeacherAttested(fingerprint=description.fingerprint))
     return description
 
 

@@ -32,6 +32,7 @@ from tide_core.contracts.reporting import (
     Progress,
     Report,
     ReportBatch,
+    TeacherAttested,
 )
 from tide_core.contracts.states import JobState, Phase
 
@@ -240,19 +241,23 @@ async def test_a_prepared_data_set_is_shared_by_jobs(
         assert (await owner.get())["dataset"] == "h"
 
 
+@pytest.mark.parametrize("is_older", [False, True], ids=["this_version", "the_version_before"])
 async def test_the_teacher_that_was_attested_first_is_the_jobs_teacher(
-    worker: Worker, database: Database
+    worker: Worker, database: Database, is_older: bool
 ) -> None:
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)
         await teachers.acquire_lease(session, job.id, ResolvedJobSpec.model_validate(job.spec))
-    await worker.send(Note(code="teacher.attested", message="weights-a"), first=1)
-    await worker.send(Note(code="teacher.attested", message="weights-b"), first=2)
+    older = Note(code="teacher.attested", message="weights-a")
+    await worker.send(older if is_older else TeacherAttested(fingerprint="weights-a"), first=1)
+    await worker.send(TeacherAttested(fingerprint="weights-b"), first=2)
     assert (await worker.get())["teacher_fingerprint"] == "weights-a"
     (teacher,) = (await worker.client.get("/v1/teachers")).json()["data"]
     assert teacher["fingerprint"] == "weights-b"
     assert teacher["leases"][0]["job_id"] == worker.job_id
     assert (await worker.brief()).json()["teacher"]["fingerprint"] == "weights-a"
+    told = [event for event in (await worker.get("/events"))["data"] if event["type"] == "teacher.attested"]
+    assert {event["message"] for event in told} == {"weights-a", "weights-b"}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,14 @@ from tide_core.contracts.job import (
     resolve,
 )
 from tide_core.contracts.objective import Pipeline, Variant
-from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, Failed, Finished, Metrics, Note
+from tide_core.contracts.reporting import (
+    AttemptBrief,
+    CheckpointSaved,
+    Failed,
+    Finished,
+    Metrics,
+    TeacherAttested,
+)
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool, pool_for
 from tide_core.data.prepare import serial_map
@@ -174,7 +181,7 @@ def test_one_trainer_and_two_give_the_same_losses(control: FakeControlPlane, wor
         probes[name] = control.series("held_out/nelbo")
         trained = [metrics.step for metrics in control.of_type(Metrics) if "loss" in metrics.values]
         assert trained == [1, 2, 3, 4, 5, 6]
-        assert any(note.code == "teacher.attested" for note in control.of_type(Note))
+        assert control.of_type(TeacherAttested)
         assert len(probes[name]) == 2
     for name in ("w2", "parts"):
         assert curves[name] == pytest.approx(curves["w1"], rel=1e-4)
