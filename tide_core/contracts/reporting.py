@@ -150,7 +150,7 @@ class DatasetPrepared(Contract):
 class TeacherAttested(Contract):
     """The teacher that answers this phase, said before the first question to it.
 
-    Workers from before this class send ``Note(code="teacher.attested", message=fingerprint)``. A control plane
+    Older workers send ``Note(code="teacher.attested", message=fingerprint)`` instead. A control plane
     that is older than the worker refuses this report alone, and the job goes on without it; that happens only
     while an upgrade replaces the control plane, and after a return to the older version.
     """
