@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tide_core.contracts.labels import IGNORED_LABEL, NO_CHUNK
 from tide_core.contracts.objective import (
     CompDemoContext,
     FullContext,
@@ -22,7 +23,7 @@ from tide_core.contracts.objective import (
     needs_teacher,
 )
 from tide_core.contracts.scores import Layout, Want
-from tide_core.data.samples import IGNORED_LABEL, NO_CHUNK, PreparedSample
+from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder, DecoderT
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import ARCHITECTURES

@@ -11,13 +11,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tide_core.checkpoints.hub_names import is_hub_name
 from tide_core.contracts.errors import CheckpointError, DataError, InvalidInputError, TideError
 
 ENV_CACHE = "TIDE_CACHE"
@@ -25,7 +25,6 @@ ENV_CACHE = "TIDE_CACHE"
 TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
 MODEL_PATTERNS = (*TOKENIZER_PATTERNS, "*.safetensors")
 # Pickled weights can run code when opened, and a folder may hold them beside the safetensors.
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def cache_folder() -> Path:
@@ -147,7 +146,7 @@ def _materialise(location: str, revision: str | None, patterns: tuple[str, ...],
     root = cache or cache_folder()
     if path is None:
         return _download_folder(location, patterns, root)
-    if _HUB_NAME.match(location):
+    if is_hub_name(location):
         return _download_hub(location, revision, patterns, root)
     raise InvalidInputError(
         f"{location} does not exist: give a folder, an fsspec URL or a Hugging Face name.",

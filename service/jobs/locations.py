@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from tide_core.checkpoints.hub_names import is_hub_name
 from tide_core.contracts.errors import InvalidInputError
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def local_path(location: str, param: str) -> Path | None:
@@ -29,7 +27,7 @@ def local_path(location: str, param: str) -> Path | None:
     path = Path(text).expanduser()
     if path.exists():
         return path.resolve()
-    is_plain_name = not path.is_absolute() and _HUB_NAME.fullmatch(text) is not None
+    is_plain_name = not path.is_absolute() and is_hub_name(text)
     if is_plain_name and not (len(path.parts) > 1 and Path(path.parts[0]).is_dir()):
         return None
     raise InvalidInputError(

@@ -10,6 +10,7 @@ from tide_core.contracts.base import Contract
 from tide_core.contracts.job import JobSpec
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import Want
+from tide_core.contracts.working_sizes import WorkingSizes, working_sizes
 
 KindName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Rate = Annotated[float, Field(gt=0, le=1e21)]
@@ -39,6 +40,11 @@ class DeviceKind(Contract):
     """Time to start one kernel."""
     is_accelerator: bool = True
     """A GPU: kernels are started ahead, bfloat16 is the default, large batches."""
+
+    @property
+    def working_sizes(self) -> WorkingSizes:
+        """How much the engine and the loss work on at a time."""
+        return working_sizes(is_accelerator=self.is_accelerator)
 
 
 class DeviceGroup(Contract):

@@ -19,9 +19,10 @@ from tide_core.checkpoints.special_tokens import require_eos_token
 from tide_core.checkpoints.tokenizer_folder import tokenizer_fingerprint
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import DataSource, TemplateOptions
+from tide_core.contracts.labels import IGNORED_LABEL, NO_CHUNK
 from tide_core.contracts.objective import Pipeline
 from tide_core.data.conversations import Conversation, Message, PlainText, UnusableRowError, read_row
-from tide_core.data.samples import IGNORED_LABEL, NO_CHUNK, PreparedSample, Rejection, RejectionReason
+from tide_core.data.samples import PreparedSample, Rejection, RejectionReason
 from tide_core.data.sources import Row
 from tide_core.data.tokenization import PlacedBytes, RenderedText, TextSide, TokenizedText, text_side
 

@@ -16,8 +16,9 @@ from typing import Any
 from tide_core.alignment.coverage import CoverageReport
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource, DataSpec
+from tide_core.contracts.labels import IGNORED_LABEL
 from tide_core.data.preparation import PairRecipe, prepare_rows
-from tide_core.data.samples import IGNORED_LABEL, Rejection, RejectionReason
+from tide_core.data.samples import Rejection, RejectionReason
 from tide_core.data.shards import (
     HELD_OUT,
     MANIFEST_FILE,

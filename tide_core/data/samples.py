@@ -8,11 +8,6 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Int32
 
-IGNORED_LABEL = -100
-"""Label of a token that is neither masked nor trained."""
-NO_CHUNK = -1
-"""Chunk number or teacher position of a token that has none."""
-
 
 class RejectionReason(StrEnum):
     """Why a row is not trained on; each is counted in the manifest."""

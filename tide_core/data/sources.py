@@ -17,13 +17,13 @@ from typing import Any
 
 import fsspec
 
+from tide_core.checkpoints.hub_names import is_hub_name
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _READ_BYTES = 1 << 22
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def open_source(spec: DataSource) -> OpenSource:
         return OpenSource(spec, ())
     urls = _expand(spec)
     is_file_name = _suffix(spec.location) in _SUFFIXES
-    if not urls and spec.format == "auto" and not is_file_name and _HUB_NAME.fullmatch(spec.location):
+    if not urls and spec.format == "auto" and not is_file_name and is_hub_name(spec.location):
         return OpenSource(spec, ())
     if not urls:
         raise DataError(

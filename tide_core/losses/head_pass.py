@@ -23,18 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, ShapeError
+from tide_core.contracts.working_sizes import working_sizes
 from tide_core.losses.validation import accumulation_dtype, require_finite_result
 
-CPU_SLICE_SIZE = 2**18
-"""Default elements of one tile on a CPU: 1 MiB in float32, so that a tile stays in the cache."""
-ACCELERATOR_SLICE_SIZE = 2**24
-"""Default on other devices: 64 MiB in float32, enough work for each kernel."""
 SLICE_MULTIPLE = 64
 """Wide slices are a multiple of this: matrix products are faster on whole cache lines and tiles."""
-CPU_KEEP_BYTES = 3 * 2**25
-"""Default bytes of logits kept for the backward pass on a CPU: 96 MiB."""
-ACCELERATOR_KEEP_BYTES = 2**29
-"""Default on other devices: 512 MiB, the logits of 883 rows in float32 at a vocabulary of 152k."""
 
 
 class Statistic(ABC):
@@ -317,7 +310,7 @@ def resolved_slice_size(slice_size: int | None, hidden: Tensor) -> int:
         InvalidInputError: when the bound is not positive.
     """
     if slice_size is None:
-        return CPU_SLICE_SIZE if hidden.device.type == "cpu" else ACCELERATOR_SLICE_SIZE
+        return working_sizes(is_accelerator=hidden.device.type != "cpu").loss_tile
     if slice_size < 1:
         raise InvalidInputError(f"slice_size must be at least 1, got {slice_size}", param="slice_size")
     return slice_size
@@ -330,7 +323,7 @@ def resolved_keep_bytes(keep_bytes: int | None, hidden: Tensor) -> int:
         InvalidInputError: when the bound is negative.
     """
     if keep_bytes is None:
-        return CPU_KEEP_BYTES if hidden.device.type == "cpu" else ACCELERATOR_KEEP_BYTES
+        return working_sizes(is_accelerator=hidden.device.type != "cpu").loss_kept_bytes
     if keep_bytes < 0:
         raise InvalidInputError(f"keep_bytes must not be negative, got {keep_bytes}", param="keep_bytes")
     return keep_bytes

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tide_core.contracts.errors import InvalidInputError, ShapeError
+from tide_core.contracts.labels import IGNORED_LABEL, NO_CHUNK
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW
 from tide_core.masks.compdemo import complementary_split
 from tide_core.masks.streams import SampleKey, uniforms
 from tide_core.schedules.noise import NoiseSchedule
 
-IGNORED_LABEL = -100
-NO_CHUNK = -1
 TIMESTEP_STREAM = "timestep"
 MASK_STREAM = "mask"
 

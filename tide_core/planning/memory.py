@@ -18,14 +18,6 @@ CPU_RUNTIME_BYTES = 450 * 2**20
 """A worker with torch and Ray loaded and nothing in it."""
 GPU_RUNTIME_BYTES = 2 * 2**30
 """A CUDA context, its libraries' workspaces and what the allocator cannot use."""
-ENGINE_BATCH_TOKENS = {False: 4096, True: 32_768}
-"""Token budget of a replica's forward, by whether it is on a GPU: as `EngineSettings.for_device`."""
-ENGINE_SLICES = {False: (512, 512), True: (4096, 32_768)}
-"""Rows and vocabulary entries of a replica's LM head at a time, likewise."""
-LOSS_SLICE = {False: 2**18, True: 2**24}
-"""Logits in one tile of the loss, by device: as `head_pass`."""
-KEPT_LOGITS = {False: 3 * 2**25, True: 2**29}
-"""Most bytes of logits that the loss keeps for its backward pass, likewise."""
 _LOSS_TILES = 4
 """Tiles of that size alive at once: student, teacher, their difference, its gradient."""
 
@@ -52,7 +44,8 @@ def teacher_memory(
         quantisation: how the layers' matrices are held.
     """
     width = WIDTH[precision]
-    tokens = max(longest, ENGINE_BATCH_TOKENS[kind.is_accelerator])
+    sizes = kind.working_sizes
+    tokens = max(longest, sizes.batch_tokens)
     parts = [
         MemoryPart(name="weights", bytes=weight_bytes(shape, precision, quantisation)),
         MemoryPart(name="activations", bytes=round(tokens * inference_bytes(shape, width))),
@@ -66,7 +59,7 @@ def teacher_memory(
         # The bools, and the same as numbers to add to the scores.
         parts.append(MemoryPart(name="attention mask", bytes=round(tokens * longest * (1 + width))))
     if readout:
-        rows, vocab = ENGINE_SLICES[kind.is_accelerator]
+        rows, vocab = sizes.readout_rows, sizes.readout_vocab
         size = 3 * 4 * rows * min(vocab, shape.vocab)
         if not kind.is_accelerator:
             size += 4 * min(vocab, shape.vocab) * shape.hidden
@@ -131,7 +124,8 @@ def trainer_memory(
     """
     parameters = shape.parameters
     tokens = rows * length
-    tiles = _LOSS_TILES * 4 * min(LOSS_SLICE[kind.is_accelerator], max(1.0, masked) * shape.vocab)
+    tile = kind.working_sizes.loss_tile
+    tiles = _LOSS_TILES * 4 * min(tile, max(1.0, masked) * shape.vocab)
     mask = rows * length**2
     held = -(-parameters // trainers) if is_sharded else parameters
     parts = [

@@ -190,7 +190,7 @@ class TrainerRole:
         CPU they are in float32 in any precision, since its last norm's result is.
         """
         student = self.step.student
-        tile = memory.LOSS_SLICE[self.kind.is_accelerator]
+        tile = self.kind.working_sizes.loss_tile
         own_again, theirs_again = self._multiplied_again(masked)
         one = self._own_product(masked, student.vocab)
         # Scores, the gradient of the rows, the gradient of the head, and the scores that were not kept.
@@ -235,7 +235,7 @@ class TrainerRole:
         return replace(product, flops=0.0, wide_flops=product.flops)
 
     def _statistic(self, masked: float, vocab: float, passes: float, kernels: float) -> Work:
-        tile = memory.LOSS_SLICE[self.kind.is_accelerator]
+        tile = self.kind.working_sizes.loss_tile
         started = kernels * costs.slices(masked, vocab, tile)
         return costs.tiles(masked, vocab, passes) + Work(kernels=started)
 
@@ -252,7 +252,7 @@ class TrainerRole:
 
     def _kept_logits(self, masked: float) -> tuple[float, float]:
         """Bytes that are kept of the student's and of the teacher's logits, as `head_pass` does."""
-        room = float(memory.KEPT_LOGITS[self.kind.is_accelerator])
+        room = float(self.kind.working_sizes.loss_kept_bytes)
         compared = len(self._position_terms) if self.step.want is Want.HIDDEN else 0
         theirs = min(room, compared * masked * self.step.shared_vocab * self._answer_width)
         return min(room - theirs, masked * self.step.student.vocab * costs.WIDTH["float32"]), theirs
@@ -302,7 +302,7 @@ class TeacherRole:
     @property
     def budget(self) -> int:
         """Tokens of a forward."""
-        return memory.ENGINE_BATCH_TOKENS[self.kind.is_accelerator]
+        return self.kind.working_sizes.batch_tokens
 
     def batch(self, rows: float, length: float, masked: float) -> Work:
         """One forward and its readout."""
@@ -315,10 +315,10 @@ class TeacherRole:
         if want is None or want is Want.HIDDEN:
             return work
         vocab = self.step.shared_vocab if want is Want.TOP_K else shape.vocab
-        slice_rows, slice_vocab = memory.ENGINE_SLICES[self.kind.is_accelerator]
+        sizes = self.kind.working_sizes
         head = costs.head_product(masked, vocab, shape.hidden, costs.WIDTH[self.precision])
         passes = traffic.readout_passes(want, len(temperatures(self.step.spec.objective)))
-        kernels = _READOUT_KERNELS * costs.slices(masked, vocab, slice_rows * slice_vocab)
+        kernels = _READOUT_KERNELS * costs.slices(masked, vocab, sizes.readout_rows * sizes.readout_vocab)
         return work + head + costs.tiles(masked, vocab, passes) + Work(kernels=kernels)
 
     def batch_seconds(self, rows: float, length: float, masked: float) -> Seconds:

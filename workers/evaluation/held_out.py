@@ -22,9 +22,10 @@ from tide_core.alignment.bytes import token_byte_lengths
 from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.labels import IGNORED_LABEL
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
-from tide_core.data.samples import IGNORED_LABEL, PreparedSample
+from tide_core.data.samples import PreparedSample
 from tide_core.losses.calm import chunk_log_probs
 from tide_core.masks.corruption import corrupt, teacher_groups, teacher_groups_shared
 from tide_core.masks.streams import SampleKey

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.job_folder import prepared_folder
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.reporting import AttemptBrief, Coverage, DatasetPrepared, Note, Progress
 from tide_core.contracts.states import Phase
@@ -26,7 +27,7 @@ from tide_core.data.prepare import (
     serial_map,
 )
 from tide_core.data.shards import MANIFEST_FILE, Manifest, PreparedDataset
-from workers.preparation.location import open_prepared, prepared_root
+from workers.preparation.location import open_prepared
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.reporter import Reporter
@@ -56,7 +57,7 @@ def prepare_for_job(brief: AttemptBrief, reporter: Reporter, map_batches: MapFun
     with tempfile.TemporaryDirectory(prefix="tide-prepare-") as scratch:
         reporter.send(Progress(phase=Phase.PREPARE, stage="reading tokenizers", completed=0, unit="rows"))
         recipe = job_recipe(spec, Path(scratch) / "student")
-        location = f"{prepared_root(brief.storage)}/{preparation_hash(spec.data, recipe)}"
+        location = prepared_folder(brief.storage, preparation_hash(spec.data, recipe))
         is_reused = exists(f"{location}/{MANIFEST_FILE}")
         if is_reused:
             dataset = open_prepared(location)

@@ -11,11 +11,6 @@ from tide_core.data.shards import PreparedDataset
 from workers.storage import cache_folder, local_path
 
 
-def prepared_root(storage: str) -> str:
-    """Where all prepared data sets of a storage lie."""
-    return f"{storage.rstrip('/')}/prepared"
-
-
 def open_prepared(location: str) -> PreparedDataset:
     """Open a prepared data set; a remote one is copied to the local cache once.
 

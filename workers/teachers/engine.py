@@ -28,6 +28,7 @@ from tide_core.contracts.errors import (
     TideError,
 )
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Values, Want
+from tide_core.contracts.working_sizes import CPU_SIZES, working_sizes
 from tide_core.models.teachers.adapter import TeacherModel
 from tide_core.queueing.fair_queue import Entry, FairQueue
 from tide_core.scoring.answers import Slices
@@ -49,22 +50,21 @@ class EngineSettings:
         threads: intra-op threads of the worker thread; None leaves torch's own number.
     """
 
-    max_batch_tokens: int = 4096
-    max_queued_tokens: int = 262_144
-    row_slice: int = 512
-    vocab_slice: int = 512
+    max_batch_tokens: int = CPU_SIZES.batch_tokens
+    max_queued_tokens: int = CPU_SIZES.queued_tokens
+    row_slice: int = CPU_SIZES.readout_rows
+    vocab_slice: int = CPU_SIZES.readout_vocab
     threads: int | None = None
 
     @classmethod
     def for_device(cls, device: torch.device, *, threads: int | None = None) -> EngineSettings:
         """Larger batches and slices where the device has the memory and needs the parallelism."""
-        if device.type == "cpu":
-            return cls(threads=threads)
+        sizes = working_sizes(is_accelerator=device.type != "cpu")
         return cls(
-            max_batch_tokens=32_768,
-            max_queued_tokens=1_048_576,
-            row_slice=4096,
-            vocab_slice=32_768,
+            max_batch_tokens=sizes.batch_tokens,
+            max_queued_tokens=sizes.queued_tokens,
+            row_slice=sizes.readout_rows,
+            vocab_slice=sizes.readout_vocab,
             threads=threads,
         )
 

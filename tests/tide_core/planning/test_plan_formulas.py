@@ -18,15 +18,9 @@ from tide_core.contracts.job import NoiseSpec, ResolvedJobSpec
 from tide_core.contracts.objective import CompDemoContext, FullContext, Pipeline, Variant
 from tide_core.contracts.plan import DataExpectations
 from tide_core.contracts.scores import Layout, Want
+from tide_core.contracts.working_sizes import working_sizes
 from tide_core.losses.fused_linear import TargetLogProbs, TidalDivergence
-from tide_core.losses.head_pass import (
-    ACCELERATOR_KEEP_BYTES,
-    ACCELERATOR_SLICE_SIZE,
-    CPU_KEEP_BYTES,
-    CPU_SLICE_SIZE,
-    Statistic,
-    statistics_of,
-)
+from tide_core.losses.head_pass import Statistic, resolved_keep_bytes, resolved_slice_size, statistics_of
 from tide_core.masks.block_attention import compact_layout
 from tide_core.models.quantisation import memory_bytes, quantise_layer
 from tide_core.models.teachers.adapter import ARCHITECTURES
@@ -222,13 +216,16 @@ def test_mask_rates_are_those_of_the_noise_schedule(schedule: Any) -> None:
     np.testing.assert_allclose(planned, 1.0 - noise_schedule(schedule).alpha(times), rtol=1e-12)
 
 
-def test_constants_of_the_workers_are_the_planners() -> None:
+def test_the_workers_take_the_sizes_that_the_planner_counts() -> None:
     for name, is_accelerator in (("cpu", False), ("cuda", True)):
         settings = EngineSettings.for_device(torch.device(name))
-        assert memory.ENGINE_BATCH_TOKENS[is_accelerator] == settings.max_batch_tokens
-        assert memory.ENGINE_SLICES[is_accelerator] == (settings.row_slice, settings.vocab_slice)
-    assert memory.LOSS_SLICE == {False: CPU_SLICE_SIZE, True: ACCELERATOR_SLICE_SIZE}
-    assert memory.KEPT_LOGITS == {False: CPU_KEEP_BYTES, True: ACCELERATOR_KEEP_BYTES}
+        sizes = working_sizes(is_accelerator=is_accelerator)
+        assert sizes.batch_tokens == settings.max_batch_tokens
+        assert sizes.queued_tokens == settings.max_queued_tokens
+        assert (sizes.readout_rows, sizes.readout_vocab) == (settings.row_slice, settings.vocab_slice)
+        hidden = torch.empty(1, 1, device="cpu" if name == "cpu" else "meta")
+        assert sizes.loss_tile == resolved_slice_size(None, hidden)
+        assert sizes.loss_kept_bytes == resolved_keep_bytes(None, hidden)
 
 
 def spec_of(layout: Layout, *, has_views: bool) -> ResolvedJobSpec:
