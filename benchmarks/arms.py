@@ -16,12 +16,13 @@ from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective.objective import Objective
+from tide_core.schedules.tidal import TrainingProgress
 from tide_core.scoring.prefetcher import AskedStep, Prefetcher
 from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import MicroBatch, collate
 from tide_core.training.collective import Alone
 from tide_core.training.drawing import draw
-from tide_core.training.step import Progress, ShareOfLoss, Stepper, build_optimizer, part_names
+from tide_core.training.step import ShareOfLoss, Stepper, build_optimizer
 from workers.scores.local_transport import LocalTransport
 from workers.teachers.engine import TeacherEngine
 
@@ -84,7 +85,6 @@ class TideArm:
             ShareOfLoss(student, Objective(scenario.terms, self.recipe.noise), autocast),
             self.optimizer,
             Alone(),
-            part_names=part_names(scenario.terms),
             clip_norm=CLIP_NORM,
             asks_teacher=scenario.asks_teacher,
             teacher_head=None if head is None else head.detach(),
@@ -123,7 +123,7 @@ class TideArm:
             [batch],
             [answer],
             batch.counts,
-            progress=Progress(PROGRESS, PROGRESS),
+            progress=TrainingProgress(PROGRESS, PROGRESS),
             learning_rate=learning_rate,
             number=0,
             forwards=1,

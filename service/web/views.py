@@ -8,6 +8,8 @@ from datetime import datetime
 
 from service.jobs.schemas import Checkpoint, Job, JobError
 from service.teachers.schemas import Teacher
+from tide_core.contracts.figures import LOSS
+from tide_core.contracts.objective import term_names
 from tide_core.contracts.states import JobState
 from tide_core.contracts.teacher import PoolState
 
@@ -176,7 +178,9 @@ def job_charts(job: Job) -> list[Chart]:
     """All charts of one job; the terms of its loss are drawn together."""
     terms = Chart(
         "Loss by term",
-        tuple({"job": job.id, "name": f"loss/{t.type}", "label": t.type} for t in job.spec.objective),
+        tuple(
+            {"job": job.id, "name": LOSS.of(name), "label": name} for name in term_names(job.spec.objective)
+        ),
     )
     others = [
         Chart(title, tuple({"job": job.id, "name": name, "label": name} for name in names))

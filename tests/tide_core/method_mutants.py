@@ -51,6 +51,7 @@ MUTANTS = [
         ("(1.0 - math.cos(math.pi * progress)) / 2.0", "1.0 - math.cos(math.pi * progress / 2.0)"),
         ("MIDRANGE_CENTRE = 0.5", "MIDRANGE_CENTRE = 0.45"),
         ("(2 * MIDRANGE_WIDTH**2)", "MIDRANGE_WIDTH**2"),
+        ("_lambda(schedule, progress.adaptive, t,", "_lambda(schedule, progress.linear, t,"),
     ),
     *_mutants(
         "schedules/adaptive",
@@ -285,9 +286,8 @@ MUTANTS = [
             "teacher.shared_vocab, teacher.aligned_masked_index",
             "teacher.shared_vocab, torch.arange(len(teacher.aligned_masked_index))",
         ),
-        ('progress, growth = inputs.adaptive_progress, "linear"', 'growth = "linear"'),
         ("share.sum() / _sequences(counts, term.normalisation)", "share.sum()"),
-        ("_lambda(term.schedule, inputs)[row]", "_lambda(term.schedule, inputs)[:1]"),
+        ("inputs.progress, inputs.t)[row]", "inputs.progress, inputs.t)[:1]"),
         ("term.timestep_weight)[row]", "term.timestep_weight)[:1]"),
         ("teacher_lp[kept], teacher.chunk_row[kept]", "teacher_lp[kept], teacher.chunk_row[: len(kept)]"),
         ("own.masked_scatter(boundaries.student_next >= 0, read[BOUNDARIES])[kept]", "own[kept]"),

@@ -3,12 +3,24 @@
 A job's objective is a sum of typed terms, ``sum_k weight_k * term_k``. Each term is one class below; the
 field ``type`` tells them apart (a discriminated union), so there are no mode strings to combine.
 
+A new term touches, in this order:
+
+1. this module: its class, a place in `PositionTerm` or `AnyChunkTerm`, and in `REVERSE_TERMS` or `TIDAL_TERMS`
+   where it is one;
+2. `tide_core/losses`: its formula, a pure function, with an oracle in `tests/tide_core/losses`;
+3. `tide_core/objective/objective.py`: its `case` (mypy names the places, and
+   `tests/tide_core/objective/test_objective.py` computes every term);
+4. `tools/job_spec_page.py`, run again: its row in `docs/job-spec.md`; and `docs/openapi.json`.
+
+`tests/tide_core/contracts/test_objective_terms.py` holds the list.
+
 Source: TIDE (arXiv 2604.26951); TAID (2501.16937) for the growing interpolation; ALM (2503.20083) for chunk
 likelihoods. Variant table: TIDE, sections on pipelines A (cross-tokenizer) and B (shared tokenizer).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -210,6 +222,21 @@ def check_terms(
             code="tidal_with_reverse",
             param="objective",
         )
+
+
+def weighted_terms(terms: Sequence[ObjectiveTerm]) -> tuple[ObjectiveTerm, ...]:
+    """The terms that are computed: those with a weight above zero, in their order."""
+    return tuple(term for term in terms if term.weight > 0)
+
+
+def term_names(terms: Sequence[ObjectiveTerm]) -> tuple[str, ...]:
+    """A name for each of the weighted terms, in their order, as losses are reported and drawn under.
+
+    The name is the term's type; a second term of one type has the suffix ``_2``, a third ``_3``.
+    """
+    types = [term.type for term in weighted_terms(terms)]
+    counts = [types[: place + 1].count(kind) for place, kind in enumerate(types)]
+    return tuple(kind if count == 1 else f"{kind}_{count}" for kind, count in zip(types, counts, strict=True))
 
 
 def filters_chunks(terms: tuple[ObjectiveTerm, ...]) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.losses.sparse import TopK
+from tide_core.schedules.tidal import TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,10 @@ class ObjectiveInputs:
         target_ids: the clean token at each masked position.
         masked_row: batch row of each masked position.
         t: diffusion timestep of each row, in (0, 1).
-        progress: training progress ``step / max_steps`` in [0, 1].
+        progress: how far training is, for the terms with a schedule.
         normalisers: global counts of the step.
         teacher: the teacher's scores, or None when no term needs them.
         row_maskable: maskable tokens of each row; needed by the "sequence" normalisation only.
-        adaptive_progress: TAID's loss-driven progress; needed by schedules with adaptive growth only.
     """
 
     student_hidden: Float[Tensor, "masked hidden"]
@@ -141,8 +141,7 @@ class ObjectiveInputs:
     target_ids: Int[Tensor, " masked"]
     masked_row: Int[Tensor, " masked"]
     t: Float[Tensor, " batch"]
-    progress: float
+    progress: TrainingProgress
     normalisers: Normalisers
     teacher: ChunkScores | HiddenScores | TopKScores | None = None
     row_maskable: Int[Tensor, " batch"] | None = None
-    adaptive_progress: float | None = None

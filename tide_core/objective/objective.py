@@ -32,9 +32,10 @@ from tide_core.contracts.objective import (
     ReverseCalmTerm,
     ReverseKLTerm,
     TidalCalmTerm,
-    TidalSchedule,
     TidalTerm,
     check_terms,
+    term_names,
+    weighted_terms,
 )
 from tide_core.losses.calm import (
     chunk_log_probs,
@@ -62,7 +63,7 @@ from tide_core.objective.inputs import (
     TopKScores,
 )
 from tide_core.schedules.noise import NoiseSchedule
-from tide_core.schedules.tidal import tidal_lambda, timestep_weight
+from tide_core.schedules.tidal import scheduled_lambda, timestep_weight
 
 Readings = Mapping[int | str, Tensor]
 """What was read of the LM head: by the number of a term, or under one of the names below."""
@@ -78,8 +79,7 @@ class ObjectiveOutput:
 
     Attributes:
         total: scalar with gradient, the weighted sum of the terms.
-        parts: detached scalar of each term before its weight, by the term's type; a second term of the same
-            type gets the suffix ``_2``.
+        parts: detached scalar of each term before its weight, by the names in `term_names`, in their order.
     """
 
     total: Float[Tensor, ""]
@@ -95,6 +95,9 @@ class Objective:
         slice_size: largest number of logits in one tile; None chooses by device.
         keep_bytes: most bytes of logits kept for the backward pass; None chooses by device.
         allow_unsupported: permit TIDAL together with a reverse term.
+
+    Attributes:
+        part_names: names of the parts of an output.
 
     Raises:
         InvalidInputError: when there is no term, when chunk and position terms are mixed, or when TIDAL meets
@@ -115,7 +118,8 @@ class Objective:
         is_cross = any(isinstance(term, ChunkTerm) for term in terms)
         pipeline = Pipeline.CROSS_TOKENIZER if is_cross else Pipeline.SHARED_TOKENIZER
         check_terms(tuple(terms), pipeline, allow_unsupported=allow_unsupported)
-        self._terms = tuple(term for term in terms if term.weight > 0)
+        self._terms = weighted_terms(terms)
+        self.part_names = term_names(terms)
         self._noise = noise
         self._slice_size = slice_size
         self._keep_bytes = keep_bytes
@@ -133,9 +137,9 @@ class Objective:
         total = inputs.student_hidden.sum(dtype=torch.float32) * 0.0
         read = self._read(inputs)
         parts: dict[str, Tensor] = {}
-        for number, term in enumerate(self._terms):
+        for number, (name, term) in enumerate(zip(self.part_names, self._terms, strict=True)):
             value = self._term(number, term, inputs, read)
-            parts[_part_name(term.type, parts)] = value.detach()
+            parts[name] = value.detach()
             total = total + term.weight * value
         _require_finite_parts(parts)
         return ObjectiveOutput(total, parts)
@@ -199,7 +203,7 @@ def _exact_statistic(term: PositionTerm, inputs: ObjectiveInputs, teacher: Hidde
         case ReverseKLTerm():
             return ReverseDivergence(*operands, temperature=temperature, shared_vocab=shared, rows=rows)
         case TidalTerm():
-            share = _at_aligned(_lambda(term.schedule, inputs), inputs, teacher)
+            share = _at_aligned(scheduled_lambda(term.schedule, inputs.progress, inputs.t), inputs, teacher)
             return TidalDivergence(*operands, share, temperature=temperature, shared_vocab=shared, rows=rows)
 
 
@@ -239,7 +243,7 @@ def _sparse_divergence(
         case ReverseKLTerm():
             return sparse_reverse_kl(*scores, temperature=term.temperature)
         case TidalTerm():
-            share = _at_aligned(_lambda(term.schedule, inputs), inputs, teacher)
+            share = _at_aligned(scheduled_lambda(term.schedule, inputs.progress, inputs.t), inputs, teacher)
             return sparse_tidal_kl(*scores, share, temperature=term.temperature)
 
 
@@ -282,7 +286,7 @@ def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, read: Readings) -> 
         case CalmTerm():
             values = forward_calm(*scores, temperature=temperature, floor=floor)
         case TidalCalmTerm():
-            share = _lambda(term.schedule, inputs)[row]
+            share = scheduled_lambda(term.schedule, inputs.progress, inputs.t)[row]
             weight = timestep_weight(inputs.t, term.timestep_weight)[row]
             values = weight * tidal_calm(*scores, share, temperature=temperature, floor=floor)
         case ReverseCalmTerm():
@@ -316,26 +320,6 @@ def _filtered(
     return (debias(student_lp, own), debias(teacher_lp, theirs)), row
 
 
-def _lambda(schedule: TidalSchedule, inputs: ObjectiveInputs) -> Tensor:
-    """``lambda_t`` of each row. Adaptive growth is TAID's: the loss-driven progress, taken as it is."""
-    progress, growth = inputs.progress, schedule.growth
-    if growth == "adaptive":
-        if inputs.adaptive_progress is None:
-            raise InvalidInputError(
-                "a schedule with adaptive growth needs ObjectiveInputs.adaptive_progress",
-                param="adaptive_progress",
-            )
-        progress, growth = inputs.adaptive_progress, "linear"
-    return tidal_lambda(
-        progress,
-        inputs.t,
-        lambda_init=schedule.lambda_init,
-        lambda_max=schedule.lambda_max,
-        growth=growth,
-        axes=schedule.axes,
-    )
-
-
 def _at_aligned(per_row: Tensor, inputs: ObjectiveInputs, teacher: HiddenScores | TopKScores) -> Tensor:
     return per_row[inputs.masked_row[teacher.aligned_masked_index]]
 
@@ -344,14 +328,6 @@ def _sequences(normalisers: Normalisers, normalisation: str) -> int:
     if normalisers.sequences < 1:
         raise _missing_count("normalisers.sequences", normalisation)
     return normalisers.sequences
-
-
-def _part_name(kind: str, parts: dict[str, Tensor]) -> str:
-    name, number = kind, 1
-    while name in parts:
-        number += 1
-        name = f"{kind}_{number}"
-    return name
 
 
 def _require_inputs(inputs: ObjectiveInputs) -> None:

@@ -8,6 +8,7 @@ confidence; a nearly masked one does not.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.objective import TidalSchedule
 
 Growth = Literal["cosine", "linear"]
 Axes = Literal["both", "training", "timestep"]
@@ -64,6 +66,49 @@ def tidal_lambda(
             return lambda_max * (1.0 - t)
         case _:
             raise _unknown("axes", axes, get_args(Axes))
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far training is, on the two axes that a schedule may grow along.
+
+    Attributes:
+        linear: ``step / max_steps`` in [0, 1].
+        adaptive: TAID's loss-driven progress; None where it is not kept.
+    """
+
+    linear: float
+    adaptive: float | None = None
+
+
+def scheduled_lambda(
+    schedule: TidalSchedule, progress: TrainingProgress, t: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """``lambda_t`` of each sequence under a term's schedule.
+
+    Adaptive growth is TAID's: the loss-driven progress, taken as it is.
+
+    Raises:
+        InvalidInputError: the schedule grows with the adaptive progress, and there is none.
+    """
+    if schedule.growth != "adaptive":
+        return _lambda(schedule, progress.linear, t, schedule.growth)
+    if progress.adaptive is None:
+        raise InvalidInputError(
+            "a schedule with adaptive growth needs TrainingProgress.adaptive", param="adaptive_progress"
+        )
+    return _lambda(schedule, progress.adaptive, t, "linear")
+
+
+def _lambda(schedule: TidalSchedule, progress: float, t: Tensor, growth: Growth) -> Tensor:
+    return tidal_lambda(
+        progress,
+        t,
+        lambda_init=schedule.lambda_init,
+        lambda_max=schedule.lambda_max,
+        growth=growth,
+        axes=schedule.axes,
+    )
 
 
 def timestep_weight(t: Float[Tensor, " batch"], kind: TimestepWeight) -> Float[Tensor, " batch"]:

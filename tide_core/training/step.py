@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tide_core.contracts.errors import NonFiniteError
-from tide_core.contracts.objective import ObjectiveTerm
+from tide_core.contracts.errors import InvalidInputError, NonFiniteError
+from tide_core.contracts.figures import LOSS
 from tide_core.contracts.scores import ScoreResponse
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective.inputs import (
@@ -29,18 +29,14 @@ from tide_core.objective.inputs import (
     TopKScores,
 )
 from tide_core.objective.objective import Objective, ObjectiveOutput
+from tide_core.schedules.tidal import TrainingProgress
 from tide_core.training.collating import MicroBatch
 from tide_core.training.collective import Collective
 from tide_core.training.matching import ChunkMatch
 from tide_core.training.sharding import is_sharded, whole
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Training progress: ``step / max_steps``, and TAID's loss-driven one where a schedule asks for it."""
-
-    linear: float
-    adaptive: float
+TOTAL = LOSS.whole
+"""Name of the sum of all terms among the losses."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class ShareOfLoss(nn.Module):
         self._autocast = autocast
 
     def forward(
-        self, scored: ScoredBatch, normalisers: Normalisers, progress: Progress
+        self, scored: ScoredBatch, normalisers: Normalisers, progress: TrainingProgress
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's share of the loss (with gradient) and of each term (without)."""
         batch = scored.batch
@@ -113,11 +109,10 @@ class ShareOfLoss(nn.Module):
                 target_ids=batch.target_ids,
                 masked_row=batch.masked_row,
                 t=batch.t,
-                progress=progress.linear,
+                progress=progress,
                 normalisers=normalisers,
                 teacher=scored.scores,
                 row_maskable=batch.row_maskable,
-                adaptive_progress=progress.adaptive,
             )
         )
         return output.total, output.parts
@@ -137,7 +132,6 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         collective: Collective,
         *,
-        part_names: Sequence[str],
         clip_norm: float | None,
         asks_teacher: bool,
         teacher_head: Tensor | None,
@@ -149,7 +143,7 @@ class Stepper:
             self._shared = DistributedDataParallel(module)
         self._optimizer = optimizer
         self._collective = collective
-        self._part_names = tuple(part_names)
+        self._part_names = module.objective.part_names
         self._clip_norm = clip_norm
         self._asks_teacher = asks_teacher
         self._teacher_head = teacher_head
@@ -160,7 +154,7 @@ class Stepper:
         answers: Sequence[ScoreResponse | None],
         counts: Normalisers,
         *,
-        progress: Progress,
+        progress: TrainingProgress,
         learning_rate: float,
         number: int,
         forwards: int,
@@ -179,27 +173,45 @@ class Stepper:
         Raises:
             NonFiniteError: ``non_finite_loss``, before the weights are touched.
         """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        sums = self.accumulate(batches, answers, counts, progress=progress, number=number, forwards=forwards)
+        return self._update(sums, sum(batch.tokens for batch in batches), counts, number)
+
+    def accumulate(
+        self,
+        batches: Sequence[MicroBatch],
+        answers: Sequence[ScoreResponse | None],
+        counts: Normalisers,
+        *,
+        progress: TrainingProgress,
+        number: int,
+        forwards: int,
+    ) -> dict[str, float]:
+        """Forward and backward over this trainer's micro-batches; their gradients are added up.
+
+        Gives this trainer's share of the loss under `TOTAL`, and of each term by its name; the arguments and
+        the errors are those of :meth:`step`.
+        """
         work = [(batch, answer, 1.0) for batch, answer in zip(batches, answers, strict=True)]
         if self._is_sharded:
             # A layer is gathered by all trainers at once: who has fewer micro-batches goes along with its
             # last (and smallest) one, which then counts for nothing.
             work += [(batches[-1], answers[-1], 0.0)] * (forwards - len(work))
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
+        sums = dict.fromkeys((TOTAL, *self._part_names), 0.0)
         for index, (batch, answer, weight) in enumerate(work):
             is_last = index == len(work) - 1
             with self._synchronise(is_last):
-                share, parts = self._share(self._scored(batch, answer), counts, progress, number)
+                share, parts = self._share(self._join(batch, answer), counts, progress, number)
                 # Both distributed forms average over trainers; shares are to be summed.
                 torch.autograd.backward(share * (weight * self._collective.size))
-            for name, part in {"total": share.detach(), **parts}.items():
-                sums[name] = sums.get(name, 0.0) + weight * float(part)
-        return self._update(sums, sum(batch.tokens for batch in batches), counts, number)
+            for name, part in {TOTAL: share.detach(), **parts}.items():
+                sums[name] += weight * float(part)
+        return sums
 
     def _share(
-        self, scored: ScoredBatch, counts: Normalisers, progress: Progress, number: int
+        self, scored: ScoredBatch, counts: Normalisers, progress: TrainingProgress, number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         try:
             share, parts = self._shared(scored, counts, progress)
@@ -210,23 +222,29 @@ class Stepper:
                 code="non_finite_loss",
                 param=error.param,
             ) from error
+        if tuple(parts) != self._part_names:
+            raise InvalidInputError(
+                f"The objective gave the parts {list(parts)}, but its terms are {list(self._part_names)}.",
+                code="missing_loss_part",
+                param="objective",
+            )
         return share, parts
 
     def _update(self, local: dict[str, float], tokens: int, counts: Normalisers, number: int) -> StepResult:
-        names = ["total", *self._part_names]
+        names = [TOTAL, *self._part_names]
         # In float64 and in a fixed order of names: every trainer takes part, also one without a masked token.
-        *totals, all_tokens = self._collective.sum([*(local.get(name, 0.0) for name in names), tokens])
+        *totals, all_tokens = self._collective.sum([*(local[name] for name in names), tokens])
         sums = dict(zip(names, totals, strict=True))
-        for name in (*names[1:], "total"):
+        for name in (*names[1:], TOTAL):
             _require_finite(sums[name], number, name)
         limit = math.inf if self._clip_norm is None else self._clip_norm
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self._student.parameters(), limit)))
         _require_finite(norm, number, "gradient norm")
         self._optimizer.step()
-        total = sums.pop("total")
+        total = sums.pop(TOTAL)
         return StepResult(total, sums, norm, counts, round(all_tokens))
 
-    def _scored(self, batch: MicroBatch, answer: ScoreResponse | None) -> ScoredBatch:
+    def _join(self, batch: MicroBatch, answer: ScoreResponse | None) -> ScoredBatch:
         batch = batch.to(self._student.device)
         if not self._asks_teacher:
             return ScoredBatch(batch, None)
@@ -249,19 +267,6 @@ def _require_finite(value: float, number: int, name: str) -> None:
             code="non_finite_loss",
             param=name,
         )
-
-
-def part_names(terms: Sequence[ObjectiveTerm]) -> tuple[str, ...]:
-    """Names of the parts that `Objective` reports for these terms, in their order."""
-    names: list[str] = []
-    for term in (term for term in terms if term.weight > 0):
-        name: str = term.type
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{term.type}_{number}"
-        names.append(name)
-    return tuple(names)
 
 
 def build_optimizer(

@@ -21,7 +21,7 @@ from tide_core.models.student import BlockDiffusionStudent
 from tide_core.objective.inputs import Normalisers
 from tide_core.objective.objective import Objective
 from tide_core.schedules.adaptive import advance
-from tide_core.schedules.tidal import tidal_lambda
+from tide_core.schedules.tidal import TrainingProgress, scheduled_lambda
 from tide_core.scoring.prefetcher import AnsweredStep, Prefetcher
 from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import MicroBatch, collate, padding_ratio
@@ -30,13 +30,11 @@ from tide_core.training.drawing import Recipe, draw, noise_schedule
 from tide_core.training.schedule import learning_rate, total_steps, training_progress
 from tide_core.training.sharding import evaluating, is_sharded
 from tide_core.training.step import (
-    Progress,
     ShareOfLoss,
     Stepper,
     StepResult,
     Stopwatch,
     build_optimizer,
-    part_names,
 )
 from workers.reporting.reporter import ProgressMeter, Reporter
 from workers.student.checkpoint import CheckpointStore, TrainingState, assist
@@ -143,7 +141,7 @@ def train(run: Run) -> Outcome:
             if is_stopping:
                 break
             number = answered.payload.number
-            progress = Progress(training_progress(number, total), state.adaptive.progress)
+            progress = TrainingProgress(training_progress(number, total), state.adaptive.progress)
             rate = learning_rate(number, total, hyper)
             result = stepper.step(
                 answered.payload.batches,
@@ -176,7 +174,6 @@ def _stepper(run: Run, optimizer: torch.optim.Optimizer) -> Stepper:
         ShareOfLoss(run.student, objective, autocast, head_dtype=run.autocast),
         optimizer,
         run.collective,
-        part_names=part_names(run.spec.objective),
         clip_norm=run.spec.hyperparameters.gradient_clip_norm,
         asks_teacher=run.recipe.want is not None,
         teacher_head=run.teacher_head,
@@ -296,7 +293,7 @@ class _Journal:
         state: TrainingState,
         step: AnsweredStep[DrawnStep],
         result: StepResult,
-        progress: Progress,
+        progress: TrainingProgress,
         rate: float,
     ) -> None:
         """Report one step."""
@@ -335,22 +332,13 @@ class _Journal:
         seconds, tokens, waits, asked, hits = (sum(column) for column in zip(*steps, strict=True))
         return Speeds(seconds / len(steps), tokens / seconds, waits / seconds, hits / max(1, asked))
 
-    def _mean_lambda(self, step: DrawnStep, progress: Progress) -> float | None:
+    def _mean_lambda(self, step: DrawnStep, progress: TrainingProgress) -> float | None:
         """Mean of ``lambda_t`` over this trainer's sequences, of the first TIDAL term."""
-        schedules = [term.schedule for term in self._run.spec.objective if isinstance(term, TIDAL_TERMS)]
-        if not schedules:
+        term = next((term for term in self._run.spec.objective if isinstance(term, TIDAL_TERMS)), None)
+        if term is None:
             return None
-        chosen = schedules[0]
-        is_adaptive = chosen.growth == "adaptive"
-        shares = tidal_lambda(
-            progress.adaptive if is_adaptive else progress.linear,
-            torch.cat([batch.t for batch in step.batches]),
-            lambda_init=chosen.lambda_init,
-            lambda_max=chosen.lambda_max,
-            growth="linear" if chosen.growth == "adaptive" else chosen.growth,
-            axes=chosen.axes,
-        )
-        return float(shares.mean())
+        times = torch.cat([batch.t for batch in step.batches])
+        return float(scheduled_lambda(term.schedule, progress, times).mean())
 
 
 def spec_digest(spec: ResolvedJobSpec, prepared: str) -> str:

@@ -1,18 +1,33 @@
 """Variants expand to the table of the paper, and impossible sums are refused."""
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.objective import (
+    REVERSE_TERMS,
+    TIDAL_TERMS,
+    AnyChunkTerm,
+    CalmTerm,
+    ChunkTerm,
     CrossEntropyTerm,
     ObjectiveTerm,
     Pipeline,
+    PositionTerm,
     Variant,
     check_terms,
     expand_variant,
     needs_teacher,
+    term_names,
+    weighted_terms,
 )
+from tide_core.objective.objective import Objective
+from tide_core.schedules.noise import LinearNoise
+
+ROOT = Path(__file__).resolve().parents[3]
 
 EXPANSIONS = {
     (Variant.NONE, Pipeline.CROSS_TOKENIZER): (["cross_entropy"], "full"),
@@ -80,3 +95,30 @@ def test_only_cross_entropy_or_zero_weights_need_no_teacher() -> None:
     assert not needs_teacher((CrossEntropyTerm(),))
     assert not needs_teacher(adapter.validate_python([{"type": "calm", "weight": 0}]))
     assert needs_teacher(adapter.validate_python([{"type": "calm", "weight": 0.1}]))
+
+
+def test_a_second_term_of_one_type_has_a_name_of_its_own() -> None:
+    terms = (CrossEntropyTerm(), CalmTerm(), CalmTerm(weight=0.0), CalmTerm(temperature=2.0), CalmTerm())
+    assert term_names(terms) == ("cross_entropy", "calm", "calm_2", "calm_3")
+    assert weighted_terms(terms) == (terms[0], terms[1], terms[3], terms[4])
+    objective = Objective(terms, LinearNoise())
+    assert objective.part_names == term_names(terms)
+
+
+def all_terms() -> list[type[ChunkTerm]]:
+    union, _ = get_args(ObjectiveTerm)
+    return list(get_args(union))
+
+
+@pytest.mark.parametrize("term", all_terms(), ids=lambda term: term.__name__)
+def test_every_term_is_a_position_or_a_chunk_term_and_documented(term: type[ChunkTerm]) -> None:
+    """What a new term touches: its pipeline, the objective's own test, and the page of specs."""
+    kinds = (*get_args(PositionTerm), *get_args(AnyChunkTerm), CrossEntropyTerm)
+    assert kinds.count(term) == 1
+    name = term.model_fields["type"].default
+    assert f'`"{name}"`' in (ROOT / "docs/job-spec.md").read_text()
+    assert term.__name__ in (ROOT / "tests/tide_core/objective/test_objective.py").read_text()
+    if "schedule" in term.model_fields:
+        assert term in TIDAL_TERMS
+    if name.startswith("reverse"):
+        assert term in REVERSE_TERMS

@@ -35,6 +35,7 @@ from tide_core.objective.inputs import (
 )
 from tide_core.objective.objective import Objective
 from tide_core.schedules.noise import CosineNoise, LinearNoise
+from tide_core.schedules.tidal import TrainingProgress
 
 ROWS, HIDDEN, VOCAB, TEACHER_HIDDEN, TEACHER_VOCAB, SHARED = 3, 6, 21, 4, 25, 18
 PER_ROW = (5, 0, 4)  # the second sequence happens to have no masked token
@@ -94,11 +95,10 @@ class Step:
             target_ids=self.targets,
             masked_row=self.rows,
             t=self.t,
-            progress=progress,
+            progress=TrainingProgress(progress, 0.7),
             normalisers=self.counts,
             teacher=self.scores(kind),
             row_maskable=self.maskable,
-            adaptive_progress=0.7,
         )
 
     def only_row(self, row: int, kind: str) -> ObjectiveInputs:
@@ -451,7 +451,9 @@ def test_missing_scores_and_counts_are_named() -> None:
     assert caught.value.param == "normalisers.sequences"
     adaptive = TidalTerm(schedule=TidalSchedule(growth="adaptive"))
     with pytest.raises(InvalidInputError) as caught:
-        Objective([adaptive], LinearNoise()).loss(replace(step.inputs("hidden"), adaptive_progress=None))
+        Objective([adaptive], LinearNoise()).loss(
+            replace(step.inputs("hidden"), progress=TrainingProgress(0.4))
+        )
     assert caught.value.param == "adaptive_progress"
 
 

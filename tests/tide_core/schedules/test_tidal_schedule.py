@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_core.contracts.errors import InvalidInputError
-from tide_core.schedules.tidal import tidal_lambda, timestep_weight
+from tide_core.contracts.objective import TidalSchedule
+from tide_core.schedules.tidal import TrainingProgress, scheduled_lambda, tidal_lambda, timestep_weight
 
 UNIT = st.floats(0, 1)
 
@@ -67,3 +68,21 @@ def test_unknown_names_are_refused(no_shape_annotations: None) -> None:
         assert caught.value.param in options
     with pytest.raises(InvalidInputError):
         timestep_weight(t, "triangle")  # type: ignore[arg-type]
+
+
+def test_a_terms_schedule_decides_which_progress_counts() -> None:
+    t = torch.tensor([0.25, 0.5])
+    progress = TrainingProgress(linear=0.5, adaptive=0.9)
+    options = {"lambda_init": 0.2, "lambda_max": 0.8, "axes": "both"}
+    for growth in ("cosine", "linear"):
+        torch.testing.assert_close(
+            scheduled_lambda(TidalSchedule(growth=growth, **options), progress, t),
+            tidal_lambda(0.5, t, growth=growth, **options),
+        )
+    adaptive = TidalSchedule(growth="adaptive", **options)
+    torch.testing.assert_close(
+        scheduled_lambda(adaptive, progress, t), tidal_lambda(0.9, t, growth="linear", **options)
+    )
+    with pytest.raises(InvalidInputError) as caught:
+        scheduled_lambda(adaptive, TrainingProgress(linear=0.5), t)
+    assert caught.value.param == "adaptive_progress"

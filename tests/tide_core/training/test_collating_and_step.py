@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from tests.support.tiny_runs import BLOCK, MASK, Bench, tiny_samples, tiny_spec, tiny_student
-from tide_core.contracts.errors import AlignmentError
+from tide_core.contracts.errors import AlignmentError, InvalidInputError
 from tide_core.contracts.objective import CalmTerm, CrossEntropyTerm, Pipeline, Variant
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, ScoreResponse
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.objective.inputs import ChunkScores, HiddenScores, Normalisers
+from tide_core.objective.inputs import ChunkScores, HiddenScores, Normalisers, ObjectiveInputs
+from tide_core.objective.objective import Objective, ObjectiveOutput
+from tide_core.schedules.tidal import TrainingProgress
 from tide_core.training.collating import collate
+from tide_core.training.collective import Alone
 from tide_core.training.drawing import draw, recipe_for
 from tide_core.training.matching import ChunkMatch, PositionMatch
-from tide_core.training.step import Progress, build_optimizer, part_names
+from tide_core.training.step import TOTAL, ShareOfLoss, Stepper, build_optimizer
 from workers.student.loop import _micro_batches, _stepper
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
@@ -164,11 +167,10 @@ def gradients(
         student: BlockDiffusionStudent = run.student
         optimizer = build_optimizer(student, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
         stepper = _stepper(replace(run, collective=OneOf(0, 1)), optimizer)
-        for batch in share:
-            answer = bench.transport.submit(batch.request).result() if batch.request else None
-            loss, _ = stepper._share(stepper._scored(batch, answer), counts, Progress(0.3, 0.0), 0)
-            loss.backward()
-            total += float(loss.detach())
+        answers = [bench.transport.submit(b.request).result() if b.request else None for b in share]
+        progress = TrainingProgress(0.3, 0.0)
+        losses = stepper.accumulate(share, answers, counts, progress=progress, number=0, forwards=len(share))
+        total += losses[TOTAL]
         for name, parameter in student.named_parameters():
             sums[name] = sums.get(name, 0.0) + parameter.grad
     return total, sums
@@ -187,9 +189,34 @@ def test_two_trainers_sum_to_one(bench: Bench, variant: Variant, pipeline: Pipel
         torch.testing.assert_close(five[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_part_names_are_those_of_the_objective() -> None:
-    terms = (CrossEntropyTerm(), CalmTerm(), CalmTerm(weight=0.0), CalmTerm(temperature=2.0))
-    assert part_names(terms) == ("cross_entropy", "calm", "calm_2")
+class Forgetful(Objective):
+    """An objective that leaves a term out of its parts."""
+
+    def loss(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
+        output = super().loss(inputs)
+        return replace(output, parts={"cross_entropy": output.parts["cross_entropy"]})
+
+
+def test_a_part_that_is_missing_is_an_error_and_no_zero(bench: Bench) -> None:
+    run = bench.run(tiny_spec([CrossEntropyTerm(), CalmTerm()], A))
+    objective = Forgetful(run.spec.objective, run.recipe.noise)
+    optimizer = build_optimizer(run.student, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
+    share = ShareOfLoss(run.student, objective, None)
+    stepper = Stepper(share, optimizer, Alone(), clip_norm=1.0, asks_teacher=True, teacher_head=None)
+    (batch,) = _micro_batches(run, 0)
+    assert batch.request is not None
+    answer = bench.transport.submit(batch.request).result()
+    with pytest.raises(InvalidInputError, match="calm") as caught:
+        stepper.step(
+            [batch],
+            [answer],
+            batch.counts,
+            progress=TrainingProgress(0.0),
+            learning_rate=0.0,
+            number=0,
+            forwards=1,
+        )
+    assert caught.value.code == "missing_loss_part"
 
 
 def test_norms_are_not_decayed() -> None:
