@@ -5,8 +5,8 @@ field ``type`` tells them apart (a discriminated union), so there are no mode st
 
 A new term touches, in this order:
 
-1. this module: its class, a place in `PositionTerm` or `AnyChunkTerm`, and in `REVERSE_TERMS` or `TIDAL_TERMS`
-   where it is one;
+1. this module: its class, its place in `PositionTerm` or `AnyChunkTerm`, and in `REVERSE_TERMS` or
+   `TIDAL_TERMS` where it is one;
 2. `tide_core/losses`: its formula, a pure function, with an oracle in `tests/tide_core/losses`;
 3. `tide_core/objective/objective.py`: its `case` (mypy names the places, and
    `tests/tide_core/objective/test_objective.py` computes every term);
