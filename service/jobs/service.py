@@ -15,6 +15,7 @@ from service.db.upsert import upsert
 from service.events import service as events
 from service.identifiers import new_id
 from service.jobs import preflight, repository
+from service.jobs.outcomes import RESUMED_MESSAGE, AttemptEnd
 from service.jobs.state_machine import begin_next_attempt, transition
 from service.jobs.tables import AttemptRow, IdempotencyKeyRow, JobRow
 from tide_core.contracts.errors import ConflictError
@@ -170,6 +171,6 @@ async def resume(session: AsyncSession, job_id: str) -> JobRow:
         raise ConflictError(
             f"Job {job.id} is {job.state}; only a paused job can be resumed.", code="transition_not_allowed"
         )
-    await begin_next_attempt(session, job, "the job was paused and is resumed", counts=False)
+    await begin_next_attempt(session, job, AttemptEnd.RESUMED, RESUMED_MESSAGE)
     await transition(session, job, JobState.PROVISIONING, "The job goes on from its last checkpoint.")
     return job

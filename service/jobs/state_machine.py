@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.access import attempt_tokens
 from service.clock import utc_now
 from service.events import service as events
+from service.jobs.outcomes import AttemptEnd
 from service.jobs.tables import AttemptRow, JobRow
 from tide_core.contracts.errors import ConflictError
 from tide_core.contracts.states import TERMINAL_STATES, JobState, is_allowed
@@ -59,35 +60,36 @@ async def transition(
     source = job.state
     await _write(session, job, values)
     if target in TERMINAL_STATES:
-        await _end_attempt(session, job, f"the job is {target}", counts=target is JobState.FAILED)
+        end = AttemptEnd.JOB_FAULT if target is JobState.FAILED else AttemptEnd.ENDED
+        await _end_attempt(session, job, end, f"the job is {target}")
     facts = {"from": str(source), "attempt": job.attempt} | (data or {})
     if error_code is not None:
         facts["code"] = error_code
     events.append(session, job.id, f"job.{target}", message, level=_LEVELS.get(target, "info"), data=facts)
 
 
-async def begin_next_attempt(session: AsyncSession, job: JobRow, reason: str, *, counts: bool) -> None:
+async def begin_next_attempt(session: AsyncSession, job: JobRow, end: AttemptEnd, reason: str) -> None:
     """End the present attempt and number the next; its tokens are worthless from here on (fencing).
 
     Args:
         session: a writing transaction.
         job: as it was read; its version must still be the stored one.
-        reason: why the present attempt ended, for the event log.
-        counts: whether the job itself was at fault, so that one of its `max_attempts` is used up.
+        end: why the present attempt ended, and thus whether it uses up one of the job's `max_attempts`.
+        reason: the same in words, for the event log.
 
     Raises:
         ConflictError: ``job_changed`` when somebody else was faster.
     """
     previous = job.attempt
-    await _end_attempt(session, job, reason, counts=counts)
-    await _write(session, job, {"attempt": previous + 1, "own_failures": job.own_failures + int(counts)})
+    await _end_attempt(session, job, end, reason)
+    await _write(session, job, {"attempt": previous + 1, "own_failures": job.own_failures + int(end.counts)})
     session.add(AttemptRow(job_id=job.id, number=job.attempt, started_at=utc_now()))
     events.append(
         session,
         job.id,
         "attempt.started",
         f"Attempt {job.attempt} follows attempt {previous}: {reason}",
-        data={"attempt": job.attempt, "previous": previous, "counts": counts},
+        data={"attempt": job.attempt, "previous": previous, "counts": end.counts},
     )
 
 
@@ -104,10 +106,10 @@ async def _write(session: AsyncSession, job: JobRow, values: dict[str, Any]) -> 
     await session.refresh(job)
 
 
-async def _end_attempt(session: AsyncSession, job: JobRow, reason: str, *, counts: bool) -> None:
+async def _end_attempt(session: AsyncSession, job: JobRow, end: AttemptEnd, reason: str) -> None:
     await session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == job.id, AttemptRow.number == job.attempt, AttemptRow.ended_at.is_(None))
-        .values(ended_at=utc_now(), end_reason=reason, counts=counts)
+        .values(ended_at=utc_now(), end_kind=end, end_reason=reason, counts=end.counts)
     )
     await attempt_tokens.revoke_attempt(session, job.id, job.attempt)

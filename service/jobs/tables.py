@@ -9,7 +9,7 @@ from sqlalchemy import JSON, ForeignKey, ForeignKeyConstraint, Index, String, Te
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.base import Base, BigKey, UtcDateTime, words
-from service.jobs.outcomes import PhaseOutcome
+from service.jobs.outcomes import AttemptEnd, PhaseOutcome
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.states import JobState, Phase
 
@@ -63,7 +63,10 @@ class AttemptRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    end_kind: Mapped[AttemptEnd | None] = mapped_column(words(AttemptEnd))
+    """None while it runs, and where a control plane of a version before schema 0005 ended it."""
     end_reason: Mapped[str | None] = mapped_column(Text)
+    """For people."""
     counts: Mapped[bool] = mapped_column(default=False)
     """Whether it used up one of the job's `max_attempts`."""
 

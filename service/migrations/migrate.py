@@ -1,4 +1,7 @@
-"""Migrations, run from code: `python -m service.migrations.migrate [upgrade | check | revision MESSAGE]`."""
+"""Migrations, run from code.
+
+python -m service.migrations.migrate [upgrade | downgrade REVISION | check | revision MESSAGE]
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,14 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
-async def upgrade(database: Database) -> None:
-    """Bring the database to the newest schema; does nothing when it is there already."""
-    await _run(database, lambda connection: command.upgrade(alembic_config(connection), "head"))
+async def upgrade(database: Database, revision: str = "head") -> None:
+    """Bring the database to a schema, the newest one; does nothing when it is there already."""
+    await _run(database, lambda connection: command.upgrade(alembic_config(connection), revision))
+
+
+async def downgrade(database: Database, revision: str) -> None:
+    """Take the database back to the schema of an older version; what only newer ones know is lost."""
+    await _run(database, lambda connection: command.downgrade(alembic_config(connection), revision))
 
 
 async def check(database: Database) -> None:
@@ -39,7 +47,7 @@ async def check(database: Database) -> None:
     await _run(database, lambda connection: command.check(alembic_config(connection)))
 
 
-async def revision(database: Database, message: str) -> None:
+async def write_revision(database: Database, message: str) -> None:
     """Write a new migration for the difference between the code and the database."""
 
     def write(connection: Connection) -> None:
@@ -63,10 +71,12 @@ async def _main(arguments: list[str]) -> None:
         match arguments:
             case [] | ["upgrade"]:
                 await upgrade(database)
+            case ["downgrade", revision]:
+                await downgrade(database, revision)
             case ["check"]:
                 await check(database)
             case ["revision", message]:
-                await revision(database, message)
+                await write_revision(database, message)
             case _:
                 raise SystemExit(__doc__)
     finally:

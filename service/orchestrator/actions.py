@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.jobs.outcomes import AttemptEnd
 from tide_core.contracts.states import JobState, Phase
 
 
@@ -50,13 +51,13 @@ class NextAttempt:
     """Give the present attempt up and number the next one.
 
     Attributes:
-        reason: why, for the event log.
-        counts: whether the job itself was at fault.
+        end: why the present attempt ends.
+        reason: the same in words, for the event log.
         target: state to go on in; None to stay.
     """
 
+    end: AttemptEnd
     reason: str
-    counts: bool
     target: JobState | None = None
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from service.jobs.outcomes import PhaseOutcome
+from service.jobs.outcomes import RESUMED_MESSAGE, AttemptEnd, PhaseOutcome
 from service.orchestrator.actions import (
     AcquireLease,
     Action,
@@ -36,8 +36,6 @@ from service.orchestrator.compute import (
 from tide_core.contracts.reporting import NODE_LOST, TEACHER_AWAY
 from tide_core.contracts.states import JobState, Phase
 
-RESUMED = "the job was paused and is resumed"
-"""Reason of the attempt that follows a pause; it is no loss."""
 PHASE_OF_STATE = {
     JobState.PREPARING: Phase.PREPARE,
     JobState.RUNNING: Phase.TRAIN,
@@ -182,7 +180,7 @@ def _preparing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
 
 def _provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     if job.phase(Phase.TRAIN).ending is not None:  # resumed after a pause: that submission id is used up
-        return NextAttempt(RESUMED, counts=False)
+        return NextAttempt(AttemptEnd.RESUMED, RESUMED_MESSAGE)
     if job.training_needs_teacher:
         obstacle = _await_teacher(job, observed, limits)
         if obstacle is not None:
@@ -291,7 +289,7 @@ def _work(
             return _after_failure(job, known, retry_in, limits)
         case PhaseOutcome.STOPPED | PhaseOutcome.FINISHED:
             # FINISHED without its outcome (a preparation that names no data set) is no end to build on.
-            return NextAttempt(f"the {phase} phase ended early", counts=False, target=retry_in)
+            return NextAttempt(AttemptEnd.PLATFORM_LOSS, f"the {phase} phase ended early", retry_in)
     if not observed.is_reachable:
         return Wait("the cluster does not answer")
     submission = observed.submission(phase)
@@ -316,9 +314,9 @@ def _after_failure(
     if not known.is_retryable:
         return Fail(known.error_code, known.error_message)
     if known.error_code == NODE_LOST:
-        return NextAttempt(known.error_message, counts=False, target=retry_in)
+        return NextAttempt(AttemptEnd.PLATFORM_LOSS, known.error_message, retry_in)
     if known.error_code in TEACHER_AWAY:
-        again = NextAttempt(known.error_message, counts=False, target=retry_in)
+        again = NextAttempt(AttemptEnd.TEACHER_AWAY, known.error_message, retry_in)
         return _given_up(job, known.error_message, limits) or again
     return _own_failure(job, known.error_code, known.error_message, retry_in)
 
@@ -337,7 +335,7 @@ def _given_up(job: JobSnapshot, reason: str, limits: Limits) -> Fail | None:
 def _own_failure(job: JobSnapshot, code: str, message: str, retry_in: JobState | None) -> Action:
     if job.own_failures + 1 >= job.max_attempts:
         return Fail(code, f"{message} (after {job.own_failures + 1} failed attempts)")
-    return NextAttempt(message, counts=True, target=retry_in)
+    return NextAttempt(AttemptEnd.JOB_FAULT, message, retry_in)
 
 
 def _after_loss(
@@ -353,4 +351,4 @@ def _after_loss(
         reason = f"the cluster lost the {phase} phase"
     else:
         reason = f"the {phase} phase ended ({submission.status}) without a report"
-    return NextAttempt(reason, counts=False, target=retry_in)
+    return NextAttempt(AttemptEnd.PLATFORM_LOSS, reason, retry_in)

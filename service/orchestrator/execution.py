@@ -134,7 +134,7 @@ async def _write(session: AsyncSession, job: JobRow, action: Action) -> None:
             if action.target is not None:
                 message = f"Attempt {job.attempt} ended: {action.reason.rstrip('.')}."
                 await state_machine.transition(session, job, action.target, message)
-            await state_machine.begin_next_attempt(session, job, action.reason, counts=action.counts)
+            await state_machine.begin_next_attempt(session, job, action.end, action.reason)
         case AcquireLease():
             await teachers.acquire_lease(session, job.id, ResolvedJobSpec.model_validate(job.spec))
         case ReleaseLease():

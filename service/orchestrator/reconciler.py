@@ -100,7 +100,7 @@ class Reconciler:
                     await asyncio.wait_for(self._wake.wait(), self._settings.reconcile_interval_seconds)
                 self._wake.clear()
         finally:
-            await self._step_down()
+            await self.step_down()
 
     async def look(self) -> None:
         """One look at everything: all jobs, then the pools."""
@@ -137,7 +137,8 @@ class Reconciler:
         except IntegrityError:  # another control plane took the role in the same moment
             return None
 
-    async def _step_down(self) -> None:
+    async def step_down(self) -> None:
+        """Let the next control plane lead at once; does nothing where this one does not lead."""
         held, self._leadership = self._leadership, None
         if held is not None:
             async with self._database.write() as session:

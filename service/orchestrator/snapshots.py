@@ -9,9 +9,9 @@ from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.events.tables import EventRow
-from service.jobs.outcomes import PhaseOutcome
+from service.jobs.outcomes import PLATFORM_LOSSES, PhaseOutcome
 from service.jobs.tables import AttemptRow, JobRow, MetricRow, PhaseRunRow
-from service.orchestrator.decide import RESUMED, JobSnapshot, PhaseSnapshot
+from service.orchestrator.decide import JobSnapshot, PhaseSnapshot
 from service.orchestrator.pools import LeasedReplicas, PoolSnapshot
 from service.teachers import repository as teachers
 from service.teachers.tables import LeaseRow, TeacherRow
@@ -105,11 +105,13 @@ def _phase(row: PhaseRunRow) -> PhaseSnapshot:
 
 
 async def _platform_losses(session: AsyncSession, job: JobRow) -> int:
+    # A control plane of a version before schema 0005 leads for a moment longer while it is replaced: what it
+    # ends has no kind. To be removed once nothing is upgraded from 0.1.
+    ended_by_older = and_(
+        AttemptRow.end_kind.is_(None), AttemptRow.ended_at.is_not(None), AttemptRow.counts.is_(False)
+    )
     query = select(func.count()).where(
-        AttemptRow.job_id == job.id,
-        AttemptRow.ended_at.is_not(None),
-        AttemptRow.counts.is_(False),
-        AttemptRow.end_reason != RESUMED,
+        AttemptRow.job_id == job.id, or_(AttemptRow.end_kind.in_(PLATFORM_LOSSES), ended_by_older)
     )
     return await session.scalar(query) or 0
 

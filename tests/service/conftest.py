@@ -110,6 +110,24 @@ async def database_url(
     await _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+async def empty_database(
+    database_kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Database]:
+    """An open database without any table."""
+    if database_kind == "sqlite":
+        opened = Database(f"sqlite+aiosqlite:///{tmp_path / 'empty.db'}")
+        yield opened
+        await opened.close()
+        return
+    server, name = request.getfixturevalue("postgresql_server"), f"tide_{uuid4().hex}"
+    await _administer(server, f"CREATE DATABASE {name}")
+    opened = Database(_asyncpg_url(server, name))
+    yield opened
+    await opened.close()
+    await _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 async def _administer(server: str, statement: str) -> None:
     engine = create_async_engine(_asyncpg_url(server, "postgres"), isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:

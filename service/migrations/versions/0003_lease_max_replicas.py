@@ -22,5 +22,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("leases", schema=None) as batch_op:
-        batch_op.drop_column("max_replicas")
+    # Not in a batch: SQLite would make the table anew, and with it delete all that refers to it.
+    op.drop_column("leases", "max_replicas")

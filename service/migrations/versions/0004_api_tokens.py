@@ -39,8 +39,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.drop_column("posted_by")
+    # Not in a batch: SQLite would make the table anew, and with it delete all that refers to it.
+    op.drop_column("jobs", "posted_by")
     with op.batch_alter_table("api_tokens", schema=None) as batch_op:
         batch_op.drop_index("uq_api_tokens_token_hash")
     op.drop_table("api_tokens")

@@ -14,7 +14,7 @@ import pytest
 from service.access import attempt_tokens
 from service.db.session import Database
 from service.jobs import repository
-from service.jobs.outcomes import PhaseOutcome
+from service.jobs.outcomes import AttemptEnd, PhaseOutcome
 from service.jobs.state_machine import begin_next_attempt, transition
 from service.teachers import service as teachers
 from tests.support.coverage_reports import coverage
@@ -186,7 +186,7 @@ async def test_a_step_that_is_trained_again_replaces_its_figure(worker: Worker, 
     await worker.send(*_steps(1, 2, 3), first=1)
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)
-        await begin_next_attempt(session, job, "lost", counts=False)
+        await begin_next_attempt(session, job, AttemptEnd.PLATFORM_LOSS, "lost")
         worker.token = attempt_tokens.issue(session, worker.job_id, 2, Phase.TRAIN)
     again = Metrics(step=3, values={"loss": 99.0})
     await worker.send(again, again, first=1)
@@ -295,7 +295,7 @@ async def test_an_attempt_that_was_given_up_is_fenced_off(worker: Worker, databa
     await worker.send(*_steps(1), first=1)
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)
-        await begin_next_attempt(session, job, "the node seemed dead", counts=False)
+        await begin_next_attempt(session, job, AttemptEnd.PLATFORM_LOSS, "the node seemed dead")
     for answer in (
         await worker.send(*_steps(2), first=2),
         await worker.post(ReportBatch(reports=())),
@@ -311,7 +311,7 @@ async def test_a_token_issued_too_late_speaks_for_nobody(worker: Worker, databas
     """A reconciler that lost its lead may still issue a token for the attempt that it knew."""
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)
-        await begin_next_attempt(session, job, "the node seemed dead", counts=False)
+        await begin_next_attempt(session, job, AttemptEnd.PLATFORM_LOSS, "the node seemed dead")
         worker.token = attempt_tokens.issue(session, worker.job_id, 1, Phase.TRAIN)
     for answer in (await worker.send(*_steps(1), first=1), await worker.brief()):
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "attempt_ended")

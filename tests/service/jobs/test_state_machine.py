@@ -15,6 +15,7 @@ from service.db.session import Database
 from service.events import repository as events
 from service.identifiers import new_id
 from service.jobs import repository
+from service.jobs.outcomes import AttemptEnd
 from service.jobs.state_machine import begin_next_attempt, transition
 from service.jobs.tables import AttemptRow, JobRow
 from tide_core.contracts.errors import ConflictError
@@ -117,14 +118,15 @@ async def test_the_next_attempt_ends_the_last_one_and_its_tokens(database: Datab
         token = attempt_tokens.issue(session, job_id, 1, Phase.TRAIN)
     async with database.write() as session:
         job = await repository.lock(session, job_id)
-        await begin_next_attempt(session, job, "the node vanished", counts=False)
-        await begin_next_attempt(session, job, "the loss was NaN", counts=True)
+        await begin_next_attempt(session, job, AttemptEnd.PLATFORM_LOSS, "the node vanished")
+        await begin_next_attempt(session, job, AttemptEnd.JOB_FAULT, "the loss was NaN")
     async with database.read() as session:
         job = await repository.get(session, job_id)
         rows = (await session.scalars(select(AttemptRow).order_by(AttemptRow.number))).all()
         identity = await attempt_tokens.identify(session, token)
     assert (job.attempt, job.own_failures, job.version) == (3, 1, 3)
     assert [row.counts for row in rows] == [False, True, False]
+    assert [row.end_kind for row in rows] == [AttemptEnd.PLATFORM_LOSS, AttemptEnd.JOB_FAULT, None]
     assert [row.ended_at is None for row in rows] == [False, False, True]
     assert identity.is_revoked
 

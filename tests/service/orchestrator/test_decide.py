@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from service.jobs.outcomes import PhaseOutcome
+from service.jobs.outcomes import AttemptEnd, PhaseOutcome
 from service.orchestrator.actions import (
     AcquireLease,
     Action,
@@ -72,14 +72,14 @@ class TestEveryWorkingState:
     ) -> None:
         action = working(state, status, exit_code)
         assert isinstance(action, NextAttempt)
-        assert not action.counts
+        assert not action.end.counts
         assert action.target is RETRY_IN[state]
 
     @pytest.mark.parametrize(("exit_code", "word"), [(1, "exit code 1"), (-9, "memory"), (137, "memory")])
     def test_a_crash_without_a_word_counts(self, state: JobState, exit_code: int, word: str) -> None:
         action = working(state, T.FAILED, exit_code)
         assert isinstance(action, NextAttempt)
-        assert action.counts
+        assert action.end.counts
         assert word in action.reason
 
     def test_success_without_a_report_is_a_loss(self, state: JobState) -> None:
@@ -93,7 +93,9 @@ class TestEveryWorkingState:
     def test_retryable_failure_uses_up_attempts(self, state: JobState) -> None:
         known = PhaseSnapshot(True, PhaseOutcome.FAILED, "oom", "out of memory", is_retryable=True)
         first = job(state, phases={WORK[state]: known}, own_failures=0, max_attempts=2)
-        assert decide(first, Observed()) == NextAttempt("out of memory", True, RETRY_IN[state])
+        assert decide(first, Observed()) == NextAttempt(
+            AttemptEnd.JOB_FAULT, "out of memory", RETRY_IN[state]
+        )
         last = decide(dataclasses.replace(first, own_failures=1), Observed())
         assert isinstance(last, Fail)
         assert last.code == "oom"
@@ -102,7 +104,9 @@ class TestEveryWorkingState:
     def test_a_lost_node_uses_up_no_attempt(self, state: JobState) -> None:
         known = PhaseSnapshot(True, PhaseOutcome.FAILED, NODE_LOST, "its node went away", is_retryable=True)
         last = job(state, phases={WORK[state]: known}, own_failures=1, max_attempts=2)
-        assert decide(last, Observed()) == NextAttempt("its node went away", False, RETRY_IN[state])
+        assert decide(last, Observed()) == NextAttempt(
+            AttemptEnd.PLATFORM_LOSS, "its node went away", RETRY_IN[state]
+        )
 
     @pytest.mark.parametrize("code", sorted(TEACHER_AWAY))
     def test_a_teacher_that_is_away_uses_up_no_attempt_for_a_bounded_time(
@@ -113,7 +117,7 @@ class TestEveryWorkingState:
         last = job(state, phases={WORK[state]: known}, own_failures=1, max_attempts=2)
         for away in (0.0, 1.0, 3600.0):
             action = decide(dataclasses.replace(last, teacher_away_seconds=away), Observed(), limits)
-            assert action == NextAttempt("no answer", False, RETRY_IN[state]), away
+            assert action == NextAttempt(AttemptEnd.TEACHER_AWAY, "no answer", RETRY_IN[state]), away
         action = decide(dataclasses.replace(last, teacher_away_seconds=3601.0), Observed(), limits)
         assert isinstance(action, Fail)
         assert action.code == "teacher_lost"

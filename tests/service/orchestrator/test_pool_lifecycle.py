@@ -112,7 +112,7 @@ async def test_a_new_control_plane_keeps_a_pool_warm_for_what_is_left_of_the_del
     settings(world, teacher_linger_seconds=LINGER)
     reconciler = world.new_reconciler()
     await cancelled(world, reconciler, await prepared_job(world, reconciler))
-    await reconciler._step_down()
+    await reconciler.step_down()
     other = world.new_reconciler()
     await looks(other)
     assert len(await world.compute.applications()) == 1

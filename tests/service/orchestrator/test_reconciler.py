@@ -413,7 +413,7 @@ async def test_what_was_decided_for_an_older_version_is_dropped(world: World) ->
 async def test_a_restarted_control_plane_leads_at_once_after_a_clean_end(world: World) -> None:
     first = world.new_reconciler()
     await first.look()
-    await first._step_down()
+    await first.step_down()
     second = world.new_reconciler()
     await second.look()
     assert second.is_leading
@@ -442,7 +442,7 @@ async def _course_with_deaths(world: World, dies: Callable[[], bool], looks: int
                 pass  # the loop goes on after its pause
             except Died:
                 deaths += 1
-                await reconciler._step_down()  # stands for the lease that runs out
+                await reconciler.step_down()  # stands for the lease that runs out
                 reconciler = world.new_reconciler()
         world.compute.before_call = None
         await world.finish(job_id, phase)
@@ -485,7 +485,7 @@ async def test_death_between_submitting_and_remembering_it(world: World) -> None
     with pytest.raises(Died):
         await reconciler.look()
     world.compute.submit = original
-    await reconciler._step_down()
+    await reconciler.step_down()
     reconciler = world.new_reconciler()
     await until_quiet(reconciler)
     assert len(world.compute.submissions) == 1
