@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import alignment, direct, gpu, losses, pieces, system
+from benchmarks import alignment, gpu, held_answers, losses, pieces, system
 from benchmarks.aims import AIMS, findings, table
 from benchmarks.measuring import PeakMemory, alternate, machine
 from benchmarks.plots import draw_all
@@ -85,9 +85,9 @@ def test_the_wire_carries_what_is_promised() -> None:
         assert row["promised"] <= row["bytes_per_masked_token"] < 1.05 * row["promised"]
 
 
-def test_direct_says_when_there_is_no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_answers_say_when_there_is_no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "tide-distill[nixl]" in direct.measure((4,), repeats=1)
+    assert "tide-distill[nixl]" in held_answers.measure((4,), repeats=1)
 
 
 def test_flops_count_what_a_token_multiplies_with() -> None:

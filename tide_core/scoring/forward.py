@@ -40,13 +40,13 @@ class Scored:
     values: list[Tensor]
 
     def on_host(self) -> list[Tensor]:
-        """What is wanted on the host: the flags, and the values of the groups that do not stay."""
+        """What is wanted on the host: the flags, and the values of the groups that are not held."""
         return [
             self.is_finite,
             *(
                 values
                 for values, numbers in zip(self.values, self.groups, strict=True)
-                if not self._stays(numbers)
+                if not self._is_held(numbers)
             ),
         ]
 
@@ -57,7 +57,7 @@ class Scored:
         parts: dict[int, Values | Tensor | ScoreError] = {}
         for numbers, values in zip(self.groups, self.values, strict=True):
             counts = [self.samples[number].masked for number in numbers]
-            if self._stays(numbers):
+            if self._is_held(numbers):
                 parts |= zip(numbers, torch.split(values, counts), strict=True)
             else:
                 host = as_values(next(arrived))
@@ -69,8 +69,8 @@ class Scored:
                 parts[number] = _not_finite(sample)
         return [parts[number] for number in range(len(self.samples))]
 
-    def _stays(self, numbers: list[int]) -> bool:
-        return self.samples[numbers[0]].stays
+    def _is_held(self, numbers: list[int]) -> bool:
+        return self.samples[numbers[0]].is_held
 
 
 @torch.inference_mode()
@@ -94,7 +94,7 @@ def score_samples(
     rows = torch.split(read, [sample.masked for sample in samples])
     groups: dict[tuple[Want, TopKQuestion | None, bool], list[int]] = {}
     for number, sample in enumerate(samples):
-        groups.setdefault((sample.want, sample.top_k, sample.stays), []).append(number)
+        groups.setdefault((sample.want, sample.top_k, sample.is_held), []).append(number)
     # One pass of the head for all samples that want the same.
     values = [
         _read(

@@ -40,7 +40,7 @@ class Sample:
         block_size: tokens in a block.
         want: what is read at the masked tokens.
         top_k: what TOP_K asks for.
-        stays: its values are wanted on the teacher's device, not on the host.
+        is_held: its values are held on the teacher's device, not brought to the host.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -49,7 +49,7 @@ class Sample:
     block_size: int
     want: Want
     top_k: TopKQuestion | None = None
-    stays: bool = False
+    is_held: bool = False
 
     @property
     def masked(self) -> int:
@@ -89,7 +89,7 @@ class ForwardInput:
     places: ReadPlaces
 
 
-def samples_of(request: ScoreRequest, *, stays: bool = False) -> list[Sample]:
+def samples_of(request: ScoreRequest, *, is_held: bool = False) -> list[Sample]:
     """The sequences of a request, as views into its arrays."""
     bounds = request.offsets.tolist()
     return [
@@ -100,7 +100,7 @@ def samples_of(request: ScoreRequest, *, stays: bool = False) -> list[Sample]:
             block_size=request.block_size,
             want=request.want,
             top_k=request.top_k,
-            stays=stays,
+            is_held=is_held,
         )
         for start, end in pairwise(bounds)
     ]

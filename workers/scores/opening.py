@@ -37,7 +37,7 @@ def open_transport(brief: AttemptBrief, stack: ExitStack, device: torch.device) 
     transport: ScoreTransport = ServeTransport(
         brief.teacher,
         deadline_seconds=brief.score_deadline_seconds,
-        direct=str(device) if brief.spec.resources.tensor_transport == "nixl" else None,
+        held_device=str(device) if brief.spec.resources.tensor_transport == "nixl" else None,
     )
     bound = score_cache_bytes()
     if brief.spec.resources.score_cache and bound > 0:

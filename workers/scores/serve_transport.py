@@ -10,8 +10,9 @@ from tide_core.contracts.errors import RetryableScoreError, ScoreError, TideErro
 from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription, TeacherLease
-from workers.scores.direct import fetched, require_nixl
+from workers.ray_tensors import require_nixl
 from workers.scores.hedging import Attempt, HedgePolicy
+from workers.scores.held_answers import read_held_answer
 from workers.scores.retrying import RetryingTransport, RetryPolicy
 from workers.teachers.holding import HeldAnswer
 
@@ -23,11 +24,11 @@ class ServeTransport(RetryingTransport):
         lease: where the pool is and what it must answer as.
         policy: how long and how often to try; by default hedged where the pool has several replicas.
         deadline_seconds: of the default policy.
-        direct: device of this process onto which hidden states come by NIXL; None: they come as arrays,
-            through the object store.
+        held_device: device of this process onto which hidden states come by NIXL, while the replica holds
+            them; None: they come as arrays, through the object store.
 
     Raises:
-        InvalidInputError: ``direct`` without a NIXL that works in this process.
+        InvalidInputError: ``held_device`` without a NIXL that works in this process.
     """
 
     def __init__(
@@ -36,13 +37,13 @@ class ServeTransport(RetryingTransport):
         *,
         policy: RetryPolicy | None = None,
         deadline_seconds: float = DEFAULT_SCORE_DEADLINE_SECONDS,
-        direct: str | None = None,
+        held_device: str | None = None,
     ) -> None:
-        if direct is not None:
+        if held_device is not None:
             require_nixl("the trainer")
         hedge = HedgePolicy() if lease.replicas > 1 else None
         policy = policy or RetryPolicy(deadline_seconds=deadline_seconds, hedge=hedge)
-        super().__init__(_ServeAsker(lease, direct), fingerprint=lease.fingerprint, policy=policy)
+        super().__init__(_ServeAsker(lease, held_device), fingerprint=lease.fingerprint, policy=policy)
 
 
 class _ServeAttempt:
@@ -70,15 +71,15 @@ class _ServeAttempt:
 class _ServeAsker:
     """Asks by a deployment handle; the handle finds replicas that came and went by itself."""
 
-    def __init__(self, lease: TeacherLease, direct: str | None) -> None:
+    def __init__(self, lease: TeacherLease, held_device: str | None) -> None:
         self._lease = lease
-        self._direct = direct
+        self._held_device = held_device
         self._handle: Any = None
         self._lock = threading.Lock()
         self._waiting: set[Any] = set()
 
     def begin(self, request: ScoreRequest) -> Attempt:
-        if self._direct is not None and request.want is Want.HIDDEN:
+        if self._held_device is not None and request.want is Want.HIDDEN:
             return _ServeAttempt(self, self._sent("score", request, True))
         return _ServeAttempt(self, self._sent("score", request))
 
@@ -105,11 +106,11 @@ class _ServeAsker:
             with self._lock:
                 self._waiting.discard(response)
 
-    def read(self, answer: HeldAnswer, asked: float, timeout: float) -> ScoreResponse:
+    def read(self, answer: HeldAnswer, asked_at: float, timeout: float) -> ScoreResponse:
         """An answer with the values that the replica holds, errors in Tide's terms."""
-        assert self._direct is not None
+        assert self._held_device is not None
         try:
-            return fetched(answer, self._direct, asked=asked, timeout=max(0.001, timeout))
+            return read_held_answer(answer, self._held_device, asked_at=asked_at, timeout=max(0.001, timeout))
         except Exception as error:
             raise _as_tide_error(error, self._lease) from error
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tide_core.contracts.errors import TideError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherDescription, TeacherPool
-from workers.teachers.holding import SHELF, HeldAnswer, held_answer
+from workers.ray_tensors import require_nixl
+from workers.teachers.holding import SHELF, HeldAnswer, hold_answer
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -89,35 +90,34 @@ class Teacher:
         self._load = LoadMeter()
 
     async def score(
-        self, request: ScoreRequest, direct: bool = False
+        self, request: ScoreRequest, is_held: bool = False
     ) -> ScoreResponse | HeldAnswer | TideError:
         """Answer one request.
 
         Args:
             request: the question.
-            direct: hold the hidden states here, for the trainer to fetch by NIXL.
+            is_held: hold the hidden states here, for the trainer to read by NIXL. Given by position: trainers
+                of an older version call it `direct`.
 
         What :meth:`workers.teachers.engine.TeacherEngine.submit` raises is the answer's value: raised here,
         Serve would log a traceback for every request that a busy replica turns away.
         """
         try:
-            if direct and request.want is Want.HIDDEN:
-                return await self._held(request)
+            if is_held and request.want is Want.HIDDEN:
+                return await self._score_and_hold(request)
             return await self._engine.score(request)
         except TideError as error:
             return error.with_traceback(None)
 
-    async def _held(self, request: ScoreRequest) -> ScoreResponse | HeldAnswer:
-        from workers.scores.direct import require_nixl
-
-        began = time.monotonic()
+    async def _score_and_hold(self, request: ScoreRequest) -> ScoreResponse | HeldAnswer:
+        asked_at = time.monotonic()
         require_nixl("the teacher's replica")
-        response = await self._engine.score(request, stays=True)
+        response = await self._engine.score(request, is_held=True)
         values: Any = response.values
         without = replace(response, values=request.value_format(values.shape[1]).nothing())
         if not len(values):
             return without  # nothing was masked, and NIXL has no empty reads
-        return await held_answer(without, values, began)
+        return await hold_answer(without, values, asked_at)
 
     async def describe(self) -> TeacherDescription:
         """What this replica serves."""

@@ -78,7 +78,7 @@ class _Pending:
     submitted: float
     parts: list[Values | Tensor]
     unanswered: int
-    stays: bool = False
+    is_held: bool = False
     queue_seconds: float | None = None
     compute_seconds: float = 0.0
 
@@ -147,14 +147,15 @@ class TeacherEngine:
         self._worker.start()
 
     def submit(
-        self, request: ScoreRequest, *, is_probe: bool = False, stays: bool = False
+        self, request: ScoreRequest, *, is_probe: bool = False, is_held: bool = False
     ) -> Future[ScoreResponse]:
         """Queue a request. The future gives the answer or a :class:`TideError`.
 
         Args:
             request: the question.
             is_probe: an attestation: it is taken even when the queue is full or the engine is quarantined.
-            stays: hidden states stay on the model's device, as a bfloat16 tensor; other wants come as ever.
+            is_held: hidden states are held on the model's device, as a bfloat16 tensor; other wants come as
+                ever.
 
         Raises:
             FingerprintMismatchError: the request wants another teacher.
@@ -162,15 +163,15 @@ class TeacherEngine:
             RetryableScoreError: the queue is full, or the engine is quarantined or closed.
         """
         self._check(request)
-        stays = stays and request.want is Want.HIDDEN
-        samples = samples_of(request, stays=stays)
+        is_held = is_held and request.want is Want.HIDDEN
+        samples = samples_of(request, is_held=is_held)
         pending = _Pending(
             request=request,
             future=Future(),
             submitted=time.monotonic(),
-            parts=[self._nothing(request, stays=stays) for _ in samples],
+            parts=[self._nothing(request, is_held=is_held) for _ in samples],
             unanswered=0,
-            stays=stays,
+            is_held=is_held,
         )
         entries = [
             self._entry(pending, number, sample) for number, sample in enumerate(samples) if sample.masked
@@ -188,9 +189,9 @@ class TeacherEngine:
             self._finish(pending)
         return pending.future
 
-    async def score(self, request: ScoreRequest, *, stays: bool = False) -> ScoreResponse:
+    async def score(self, request: ScoreRequest, *, is_held: bool = False) -> ScoreResponse:
         """:meth:`submit`, for an event loop; cancelling the task cancels the request while it waits."""
-        return await asyncio.wrap_future(self.submit(request, stays=stays))
+        return await asyncio.wrap_future(self.submit(request, is_held=is_held))
 
     def statistics(self) -> EngineStatistics:
         """Counters since the start, and what waits now."""
@@ -382,18 +383,18 @@ class TeacherEngine:
             return
         try:
             self._finish(pending)
-        except Exception as error:  # too little memory to join what stays on the device
+        except Exception as error:  # too little memory to join what is held on the device
             self._fail([entry], _as_score_error(error))
 
-    def _nothing(self, request: ScoreRequest, *, stays: bool) -> Values | Tensor:
+    def _nothing(self, request: ScoreRequest, *, is_held: bool) -> Values | Tensor:
         """The values of a sequence in which nothing is masked."""
-        if stays:
+        if is_held:
             return torch.empty(0, self.model.hidden_size, dtype=torch.bfloat16, device=self._device)
         return request.value_format(self.model.hidden_size).nothing()
 
     def _joined(self, pending: _Pending) -> Values | Tensor:
         """The values of several sequences, one after the other."""
-        if not pending.stays:
+        if not pending.is_held:
             return cast(Values, np.concatenate(cast(list[Values], pending.parts)))
         return self._streams.joined(cast(list[Tensor], pending.parts))
 

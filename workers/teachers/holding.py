@@ -1,9 +1,14 @@
-"""Answers whose values stay in the replica until the trainer has fetched them (Ray Direct Transport).
+"""The replica's half of held answers: the values stay here until the trainer has read them.
+
+In: an answer and its values on the teacher's device. Out: a `HeldAnswer` for the wire, which
+`workers.scores.held_answers`, the trainer's half, turns into the answer with its values. This module's path
+and the names `HeldAnswer` and `release` are part of the wire format: a replica and a trainer may be of two
+versions.
 
 The reference to such values travels inside an answer of Serve. Ray counts it as the trainer's only some time
 after the answer has arrived, and with several questions under way it now and then gave the memory up before
 that, so that the trainer read what had come to lie there since. Therefore a replica holds every reference
-itself until the trainer says that it has the values, or until no trainer can still want them.
+itself until the trainer says that it has the values, or until the values are too old for any trainer.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tide_core.contracts.scores import ScoreResponse
+from workers.ray_tensors import current_actor, offer_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +84,7 @@ class Shelf:
             self._held.pop(key, None)
 
     def sweep(self) -> None:
-        """Let go of what nobody came for."""
+        """Let go of every reference whose time has passed."""
         now = self._clock()
         with self._lock:
             self._held = {key: held for key, held in self._held.items() if held[0] > now}
@@ -88,26 +94,22 @@ SHELF = Shelf()
 """Of this process: a replica's actor has one."""
 
 
-async def held_answer(response: ScoreResponse, values: Tensor, began: float) -> HeldAnswer:
+async def hold_answer(response: ScoreResponse, values: Tensor, asked_at: float) -> HeldAnswer:
     """Hold an answer's values in this replica.
 
     Args:
         response: the answer without its values.
-        values: bfloat16 [masked, hidden], contiguous; nobody may write to them afterwards.
-        began: when the question arrived, by ``time.monotonic``.
+        values: bfloat16 [masked, hidden], contiguous; they must not be written to afterwards.
+        asked_at: when the question arrived, by ``time.monotonic``.
     """
-    import ray
-
-    # In a thread: Ray waits for all kernels on the device before it lets a tensor be read.
-    reference = await asyncio.to_thread(ray.put, values, _tensor_transport="nixl")
+    reference = await asyncio.to_thread(offer_tensor, values)  # it waits for the device
     masked, width = values.shape
-    replica = ray.get_runtime_context().current_actor
     # Taken before the holding begins, so that the trainer reckons with less time than there is.
-    held = HeldAnswer(response, (masked, width), [reference], replica, time.monotonic() - began)
+    held = HeldAnswer(response, (masked, width), [reference], current_actor(), time.monotonic() - asked_at)
     SHELF.hold(held.key, reference, held.hold_seconds)
     return held
 
 
 def release(replica: object, key: str) -> None:
-    """Called by a trainer on the replica's actor (``__ray_call__``): it has the values."""
+    """Let go of the values with a key; a trainer has the replica's actor call this once it has read them."""
     SHELF.drop(key)

@@ -72,7 +72,7 @@ def test_nixl_brings_values_onto_the_device_of_the_trainer(monkeypatch: pytest.M
     with ExitStack() as stack:
         transport = open_transport(asked, stack, torch.device("cuda:3"))
         assert isinstance(transport, ServeTransport)
-        assert transport._asker._direct == "cuda:3"  # type: ignore[attr-defined]
+        assert transport._asker._held_device == "cuda:3"  # type: ignore[attr-defined]
     assert places == ["the trainer"]
 
 

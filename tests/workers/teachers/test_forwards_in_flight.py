@@ -227,7 +227,7 @@ def test_a_device_that_is_gone_fails_its_questions_and_not_the_engine(
 
 def test_values_that_find_no_room_fail_their_own_question(bench: Bench, make_request: RequestMaker) -> None:
     bench.streams.is_full = True
-    error = bench.engine.submit(make_request([9], want=Want.HIDDEN), stays=True).exception(10)
+    error = bench.engine.submit(make_request([9], want=Want.HIDDEN), is_held=True).exception(10)
     assert isinstance(error, ScoreError)
     assert error.code == "teacher_out_of_memory"
     assert bench.engine.submit(make_request([9])).result(10).values.size, "the engine goes on"
@@ -235,16 +235,16 @@ def test_values_that_find_no_room_fail_their_own_question(bench: Bench, make_req
 
 def test_hidden_states_may_stay_on_the_device(bench: Bench, make_request: RequestMaker) -> None:
     request = make_request([5, 9, 4], want=Want.HIDDEN, rate=0.6)
-    kept: Any = bench.engine.submit(request, stays=True).result(10).values
+    kept: Any = bench.engine.submit(request, is_held=True).result(10).values
     assert isinstance(kept, Tensor)
     assert kept.dtype == torch.bfloat16
     bits = kept.view(torch.int16).numpy().view(np.uint16)
     np.testing.assert_array_equal(bits, bench.expected(request))
     nothing = make_request([5], want=Want.HIDDEN, rate=0.0)
-    assert bench.engine.submit(nothing, stays=True).result(10).values.shape == (0, bench.model.hidden_size)
+    assert bench.engine.submit(nothing, is_held=True).result(10).values.shape == (0, bench.model.hidden_size)
     # One number a token is not worth it.
     small = make_request([20])
-    assert isinstance(bench.engine.submit(small, stays=True).result(10).values, np.ndarray)
+    assert isinstance(bench.engine.submit(small, is_held=True).result(10).values, np.ndarray)
 
 
 @pytest.mark.gpu

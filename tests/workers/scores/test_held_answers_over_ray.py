@@ -52,13 +52,13 @@ class Trainer:
     def __init__(self, application: str) -> None:
         lease = TeacherLease(application=application)
         self.stored = ServeTransport(lease)
-        self.direct = ServeTransport(lease, direct="cpu")
+        self.held = ServeTransport(lease, held_device="cpu")
 
     def both(self, requests: list[ScoreRequest]) -> list[tuple[str, bool]]:
         """Type of the values by NIXL, and whether they equal those of the object store."""
         found = []
         for request in requests:
-            answer = self.direct.submit(request).result(60)
+            answer = self.held.submit(request).result(60)
             expected = self.stored.submit(request).result(60)
             if not isinstance(answer.values, torch.Tensor):
                 found.append((str(answer.values.dtype), bool((answer.values == expected.values).all())))
@@ -77,28 +77,28 @@ class Trainer:
 
         def is_right(number: int) -> bool:
             turn = number % len(requests)
-            values = self.direct.submit(requests[turn]).result(60).values
+            values = self.held.submit(requests[turn]).result(60).values
             return np.array_equal(values.view(torch.uint16).numpy(), expected[turn])  # type: ignore[union-attr]
 
-        before = self.direct.statistics().bytes_received
-        read = serve_transport.fetched
+        before = self.held.statistics().bytes_received
+        read = serve_transport.read_held_answer
 
         def read_later(answer: Any, *arguments: Any, **more: Any) -> ScoreResponse:
             time.sleep(later)  # what a replica gave up too early is gone by then
             return read(answer, *arguments, **more)
 
-        serve_transport.fetched = read_later
+        serve_transport.read_held_answer = read_later
         try:
             with ThreadPoolExecutor(at_once) as pool:
                 right = list(pool.map(is_right, range(count)))
         finally:
-            serve_transport.fetched = read
+            serve_transport.read_held_answer = read
         left = len(ray._private.worker.global_worker.rdt_manager._managed_rdt_metadata)
         return {
             "wrong": right.count(False),
-            "retries": self.direct.statistics().retries,
+            "retries": self.held.statistics().retries,
             "left": left,
-            "bytes_received": self.direct.statistics().bytes_received - before,
+            "bytes_received": self.held.statistics().bytes_received - before,
             "bytes": sum(each.nbytes for each in expected),
         }
 
@@ -109,7 +109,7 @@ class Trainer:
         from workers.scores import serve_transport
 
         expected = self.stored.submit(request).result(60).array.copy()
-        read, killed = serve_transport.fetched, threading.Event()
+        read, killed = serve_transport.read_held_answer, threading.Event()
 
         def kill_first(answer: Any, *arguments: Any, **more: Any) -> ScoreResponse:
             if not killed.is_set():
@@ -118,13 +118,13 @@ class Trainer:
                 time.sleep(0.5)
             return read(answer, *arguments, **more)
 
-        serve_transport.fetched = kill_first
+        serve_transport.read_held_answer = kill_first
         try:
-            values = self.direct.submit(request).result(90).values
+            values = self.held.submit(request).result(90).values
         finally:
-            serve_transport.fetched = read
+            serve_transport.read_held_answer = read
         assert killed.is_set()
-        assert self.direct.statistics().retries > 0
+        assert self.held.statistics().retries > 0
         return np.array_equal(values.view(torch.uint16).numpy(), expected)  # type: ignore[union-attr]
 
 
@@ -187,10 +187,10 @@ def test_answers_that_overlap_are_right_and_leave_nothing_behind(
 class QuickEngine:
     """Answers at once, with the first token's id in every place: Ray loses references to quick answers."""
 
-    async def score(self, asked: ScoreRequest, *, stays: bool = False) -> ScoreResponse:
+    async def score(self, asked: ScoreRequest, *, is_held: bool = False) -> ScoreResponse:
         number = int(asked.token_ids[0])
         states = torch.full((int(asked.masked_counts.sum()), 1024), number, dtype=torch.bfloat16)
-        return ScoreResponse(states if stays else states.view(torch.uint16).numpy(), "f", "t")
+        return ScoreResponse(states if is_held else states.view(torch.uint16).numpy(), "f", "t")
 
 
 class QuickTeacher(Teacher):
@@ -240,7 +240,7 @@ def test_without_nixl_a_trainer_says_so_at_once(serving: None, pools: dict[str, 
     if find_spec("nixl") is not None:
         pytest.skip("nixl is installed here")
     with pytest.raises(InvalidInputError, match="the trainer cannot import it"):
-        ServeTransport(TeacherLease(application=pools["wedlm"].application), direct="cpu")
+        ServeTransport(TeacherLease(application=pools["wedlm"].application), held_device="cpu")
 
 
 def test_without_nixl_a_replica_says_so_too(
@@ -249,7 +249,7 @@ def test_without_nixl_a_replica_says_so_too(
     if find_spec("nixl") is not None:
         pytest.skip("nixl is installed here")
     monkeypatch.setattr("workers.scores.serve_transport.require_nixl", lambda place: None)
-    transport = ServeTransport(TeacherLease(application=pools["wedlm"].application), direct="cpu")
+    transport = ServeTransport(TeacherLease(application=pools["wedlm"].application), held_device="cpu")
     with pytest.raises(InvalidInputError, match="the teacher's replica cannot import it") as caught:
         transport.submit(hidden_request([9])).result(60)
     assert caught.value.code == "nixl_missing"

@@ -1,8 +1,10 @@
 """Hidden states by Ray Direct Transport, as far as it can be told without Ray and NIXL."""
 
 import asyncio
+import inspect
 import pickle
 import sys
+import threading
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,7 +17,9 @@ from tide_core.contracts.errors import InvalidInputError, RetryableScoreError, S
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherLease
 from tide_core.scoring.transport import check_response
-from workers.scores import direct, serve_transport
+from workers import ray_tensors
+from workers.scores import held_answers, serve_transport
+from workers.scores.held_answers import read_held_answer
 from workers.scores.retrying import RetryPolicy
 from workers.scores.serve_transport import ServeTransport
 from workers.teachers import app, holding
@@ -45,6 +49,10 @@ def held(seconds: float = 0.0) -> HeldAnswer:
     return HeldAnswer(NOTHING, (2, WIDTH), [Reference()], "replica", seconds)
 
 
+def has_states(response: ScoreResponse) -> bool:
+    return isinstance(response.values, torch.Tensor) and torch.equal(response.values, STATES)
+
+
 def test_a_shelf_lets_go_when_told_or_when_nobody_comes() -> None:
     now = [0.0]
     shelf = Shelf(lambda: now[0])
@@ -72,51 +80,85 @@ def test_what_goes_over_the_wire_survives_it() -> None:
     assert again.response.array.shape == (0, WIDTH)
 
 
+def test_replicas_and_trainers_of_two_versions_find_the_same_names() -> None:
+    assert (HeldAnswer.__module__, HeldAnswer.__qualname__) == ("workers.teachers.holding", "HeldAnswer")
+    assert b"workers.teachers.holding" in pickle.dumps(holding.release, protocol=0)
+    assert list(inspect.signature(holding.release).parameters) == ["replica", "key"]
+
+
 @pytest.fixture
-def let_go(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def released(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys that the replica was told to let go of; what Ray notes of them was dropped before."""
     keys: list[str] = []
-    monkeypatch.setattr(direct, "_let_go", lambda answer: keys.append(answer.key))
+    forgotten: list[str] = []
+
+    def call(replica: object, function: object, key: str) -> None:
+        assert (replica, function, forgotten[-1]) == ("replica", holding.release, key)
+        keys.append(key)
+
+    monkeypatch.setattr(held_answers, "forget_tensor", lambda reference: forgotten.append(reference.hex()))
+    monkeypatch.setattr(held_answers, "call_on_actor", call)
     return keys
 
 
-def test_an_answer_gets_the_values_that_were_read(monkeypatch: pytest.MonkeyPatch, let_go: list[str]) -> None:
-    monkeypatch.setattr(direct, "_read", lambda answer, device, timeout: STATES)
-    response = direct.fetched(held(), "cpu", asked=time.monotonic(), timeout=1.0)
-    assert response.values is STATES
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch, released: list[str]) -> None:
+    """Values arrive at once."""
+    monkeypatch.setattr(
+        held_answers, "read_tensor", lambda reference, buffer, deadline: buffer.copy_(STATES[: len(buffer)])
+    )
+
+
+def test_an_answer_gets_the_values_that_were_read(reading: None, released: list[str]) -> None:
+    response = read_held_answer(held(), "cpu", asked_at=time.monotonic(), timeout=1.0)
+    assert has_states(response)
     assert (response.fingerprint, response.compute_seconds) == ("weights", 0.5)
-    assert let_go == ["ab"]
+    assert released == ["ab"]
 
 
-def test_values_that_may_have_been_given_up_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, let_go: list[str]
-) -> None:
-    monkeypatch.setattr(direct, "_read", lambda answer, device, timeout: STATES)
+def test_values_that_may_have_been_given_up_are_not_used(reading: None, released: list[str]) -> None:
     long_ago = time.monotonic() - HOLD_SECONDS - 5.0
     with pytest.raises(RetryableScoreError, match="too late"):
-        direct.fetched(held(seconds=4.0), "cpu", asked=long_ago, timeout=1.0)
-    assert direct.fetched(held(seconds=6.0), "cpu", asked=long_ago, timeout=1.0).values is STATES
-    assert let_go == ["ab", "ab"]
+        read_held_answer(held(seconds=4.0), "cpu", asked_at=long_ago, timeout=1.0)
+    assert has_states(read_held_answer(held(seconds=6.0), "cpu", asked_at=long_ago, timeout=1.0))
+    assert released == ["ab", "ab"]
 
 
 def test_a_replica_lets_go_of_what_could_not_be_read(
-    monkeypatch: pytest.MonkeyPatch, let_go: list[str]
+    monkeypatch: pytest.MonkeyPatch, released: list[str]
 ) -> None:
-    def fails(*_: object) -> torch.Tensor:
+    def fails(*_: object) -> None:
         raise RuntimeError("no route")
 
-    monkeypatch.setattr(direct, "_read", fails)
+    monkeypatch.setattr(held_answers, "read_tensor", fails)
     with pytest.raises(RuntimeError, match="no route"):
-        direct.fetched(held(), "cpu", asked=time.monotonic(), timeout=1.0)
-    assert let_go == ["ab"]
+        read_held_answer(held(), "cpu", asked_at=time.monotonic(), timeout=1.0)
+    assert released == ["ab"]
 
 
-def test_reading_waits_for_its_turn_and_not_longer_than_it_may() -> None:
-    with direct._READING, pytest.raises(RetryableScoreError, match="not read in time"):
-        direct._read(held(), "cpu", 0.01)
+def test_reading_waits_for_its_turn_and_not_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, released: list[str]
+) -> None:
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(*_: object) -> None:
+        is_reading.set()
+        may_end.wait(10.0)
+
+    monkeypatch.setattr(held_answers, "read_tensor", read_slowly)
+    arguments: dict[str, Any] = {"asked_at": time.monotonic(), "timeout": 10.0}
+    first = threading.Thread(target=read_held_answer, args=(held(), "cpu"), kwargs=arguments)
+    first.start()
+    assert is_reading.wait(10.0)
+    with pytest.raises(RetryableScoreError, match="not read in time"):
+        read_held_answer(held(), "cpu", asked_at=time.monotonic(), timeout=0.01)
+    may_end.set()
+    first.join()
+    assert released == ["ab", "ab"]
 
 
 def test_room_has_the_shape_and_type_of_hidden_states() -> None:
-    room = direct._room((3, WIDTH), "cpu")
+    room = held_answers.allocate_values((3, WIDTH), "cpu")
     assert (tuple(room.shape), room.dtype, room.device.type) == ((3, WIDTH), torch.bfloat16, "cpu")
 
 
@@ -154,13 +196,13 @@ def transport_to(
 ) -> ServeTransport:
     monkeypatch.setattr(serve_transport, "require_nixl", lambda place: None)
     transport = ServeTransport(
-        TeacherLease(application="pool"), policy=RetryPolicy(deadline_seconds=0.3), direct=device
+        TeacherLease(application="pool"), policy=RetryPolicy(deadline_seconds=0.3), held_device=device
     )
     transport._asker._handle = handle  # type: ignore[attr-defined]
     return transport
 
 
-def test_only_hidden_states_are_asked_for_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_hidden_states_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     number = ScoreResponse(np.zeros(2, np.float32), "weights", "tokenizer")
     handle = Handle(number)
     transport_to(handle, monkeypatch).submit(request(Want.TARGET_LOG_PROB)).result(5)
@@ -172,11 +214,9 @@ def test_only_hidden_states_are_asked_for_directly(monkeypatch: pytest.MonkeyPat
     assert handle.asked[2:] == [(), (True,)]
 
 
-def test_a_direct_answer_is_checked_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "_read", lambda answer, device, timeout: STATES)
-    monkeypatch.setattr(direct, "_let_go", lambda answer: None)
+def test_a_held_answer_is_checked_and_counted(monkeypatch: pytest.MonkeyPatch, reading: None) -> None:
     transport = transport_to(Handle(held()), monkeypatch)
-    assert transport.submit(request()).result(5).values is STATES
+    assert has_states(transport.submit(request()).result(5))
     assert transport.statistics().bytes_received == STATES.nbytes == 2 * WIDTH * 2
     with pytest.raises(ScoreError, match="3 masked tokens"):
         transport.submit(request(groups=(1, 1, 1, 0))).result(5)
@@ -208,11 +248,11 @@ def test_what_goes_wrong_in_reading_is_asked_again_where_that_helps(monkeypatch:
         def fails(*_: object, error: Exception = error, **more: object) -> ScoreResponse:
             raise error
 
-        monkeypatch.setattr(serve_transport, "fetched", fails)
+        monkeypatch.setattr(serve_transport, "read_held_answer", fails)
         with pytest.raises(TideError) as caught:
             asker.begin(request()).result(0.1)
         assert isinstance(caught.value, RetryableScoreError) == (error in passing), error
-    monkeypatch.setattr(serve_transport, "fetched", fails)
+    monkeypatch.setattr(serve_transport, "read_held_answer", fails)
     with pytest.raises(ScoreError, match="a bug"):
         transport.submit(request()).result(5)
 
@@ -222,7 +262,7 @@ def test_a_process_without_nixl_says_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(
         InvalidInputError, match=r"the replica cannot import it.*tide-distill\[nixl\]"
     ) as caught:
-        direct.require_nixl("the replica")
+        ray_tensors.require_nixl("the replica")
     assert (caught.value.code, caught.value.param) == ("nixl_missing", "resources.tensor_transport")
 
 
@@ -236,42 +276,42 @@ def test_a_nixl_that_does_not_start_is_told_apart(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "nixl._api", ModuleType("nixl._api"))
     monkeypatch.setattr(util, "get_tensor_transport_manager", broken)
     with pytest.raises(InvalidInputError, match="NIXL_ERR_BACKEND") as caught:
-        direct.require_nixl("the trainer")
+        ray_tensors.require_nixl("the trainer")
     assert caught.value.code == "nixl_broken"
 
 
 class Engine:
     """Answers with hidden states of 1, 2, 3 ... at what is masked."""
 
-    async def score(self, asked: ScoreRequest, *, stays: bool = False) -> ScoreResponse:
+    async def score(self, asked: ScoreRequest, *, is_held: bool = False) -> ScoreResponse:
         masked = int(asked.masked_counts.sum())
         if asked.want is not Want.HIDDEN:
             return ScoreResponse(np.zeros(masked, np.float32), "weights", "tokenizer")
         states = torch.arange(masked * WIDTH, dtype=torch.bfloat16).reshape(masked, WIDTH)
-        return ScoreResponse(states if stays else states.view(torch.uint16).numpy(), "weights", "tokenizer")
+        return ScoreResponse(states if is_held else states.view(torch.uint16).numpy(), "weights", "tokenizer")
 
 
 def test_a_replica_holds_hidden_states_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     held_values: list[torch.Tensor] = []
 
-    async def hold(response: ScoreResponse, values: torch.Tensor, began: float) -> HeldAnswer:
+    async def hold(response: ScoreResponse, values: torch.Tensor, asked_at: float) -> HeldAnswer:
         held_values.append(values)
         return HeldAnswer(response, tuple(values.shape), [Reference()], "replica", 0.0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(app, "held_answer", hold)
-    monkeypatch.setattr(direct, "require_nixl", lambda place: None)
+    monkeypatch.setattr(app, "hold_answer", hold)
+    monkeypatch.setattr(app, "require_nixl", lambda place: None)
     teacher = object.__new__(app.Teacher)
     teacher._engine = Engine()  # type: ignore[assignment]
     answer = asyncio.run(teacher.score(request(), True))
     assert isinstance(answer, HeldAnswer)
     assert torch.equal(held_values[0], STATES)
     assert answer.response.array.shape == (0, WIDTH)
-    for asked, is_direct in (
+    for asked, is_held in (
         (request(), False),
         (request(Want.TARGET_LOG_PROB), True),
         (request(groups=(0, 0, 0, 0)), True),
     ):
-        assert isinstance(asyncio.run(teacher.score(asked, is_direct)), ScoreResponse)
+        assert isinstance(asyncio.run(teacher.score(asked, is_held)), ScoreResponse)
     assert len(held_values) == 1
     del teacher._engine
 
@@ -293,18 +333,16 @@ def test_letting_go_is_a_call_by_name() -> None:
 
 
 def test_a_replica_holds_the_reference_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
+    offered: list[torch.Tensor] = []
 
-    put: list[tuple[torch.Tensor, str]] = []
-
-    def fake_put(values: torch.Tensor, *, _tensor_transport: str) -> Reference:
-        put.append((values, _tensor_transport))
+    def offer(values: torch.Tensor) -> Reference:
+        offered.append(values)
         return Reference()
 
-    monkeypatch.setattr(ray, "put", fake_put)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="replica"))
-    answer = asyncio.run(holding.held_answer(NOTHING, STATES, time.monotonic() - 3.0))
-    assert put == [(STATES, "nixl")]
+    monkeypatch.setattr(holding, "offer_tensor", offer)
+    monkeypatch.setattr(holding, "current_actor", lambda: "replica")
+    answer = asyncio.run(holding.hold_answer(NOTHING, STATES, time.monotonic() - 3.0))
+    assert offered == [STATES]
     assert (answer.shape, answer.replica, answer.response) == ((2, WIDTH), "replica", NOTHING)
     assert 3.0 <= answer.seconds < 10.0
     assert len(holding.SHELF) == 1

@@ -1,7 +1,7 @@
 """The way of large hidden states from a replica to a trainer: the object store and NIXL, in turns.
 
-Run: ``python -m benchmarks.direct [--quick]``, with the extra ``nixl``. Prints one JSON object. Both ends are
-memory of the same host, which is the object store's best case and not NIXL's.
+Run: ``python -m benchmarks.held_answers [--quick]``, with the extra ``nixl``. Prints one JSON object.
+Both ends are memory of the same host, which is the object store's best case and not NIXL's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workers.teachers import app
 
 WIDTH = 4096
 WARM_UP = 5
-APPLICATION = "direct"
+APPLICATION = "held-answers"
 
 
 class ReadyEngine:
@@ -58,7 +58,7 @@ class Trainer:
     def run(self, rows: int, repeats: int) -> dict[str, float]:
         """Milliseconds from the question to values that can be read, medians."""
         lease = TeacherLease(application=APPLICATION)
-        ways = {"object_store": ServeTransport(lease), "nixl": ServeTransport(lease, direct="cpu")}
+        ways = {"object_store": ServeTransport(lease), "nixl": ServeTransport(lease, held_device="cpu")}
         request = _question(rows)
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(WARM_UP + repeats):
