@@ -9,7 +9,6 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from tide_core.contracts.errors import (
@@ -21,28 +20,9 @@ from tide_core.contracts.errors import (
     TideError,
     UnauthorizedError,
 )
+from tide_core.contracts.resources import ErrorBody, ErrorEnvelope
 
 log = structlog.get_logger(__name__)
-
-
-class ErrorBody(BaseModel):
-    """What went wrong."""
-
-    message: str
-    """One or two sentences for a person: what is wrong and what to do about it."""
-    type: str
-    """Kind of the failure: `invalid_request_error`, `authentication_error`, `permission_error`,
-    `conflict_error`, `not_found_error` or `server_error`."""
-    param: str | None = None
-    """Dotted path of the field at fault, if there is one."""
-    code: str
-    """Stable identifier for programs."""
-
-
-class ErrorEnvelope(BaseModel):
-    """The body of every response with a status of 400 or more."""
-
-    error: ErrorBody
 
 
 _STATUS: tuple[tuple[type[TideError], int, str], ...] = (

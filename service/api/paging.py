@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated
 
 from fastapi import Query
-from pydantic import BaseModel
 
-Item = TypeVar("Item", bound=BaseModel)
+from tide_core.contracts.resources import Item, Page
+
 Limit = Annotated[int, Query(ge=1, le=100, description="At most so many entries.")]
 After = Annotated[
     str | None,
@@ -17,17 +17,6 @@ After = Annotated[
         description="Id of the last entry of the page before: the page goes on after it.",
     ),
 ]
-
-
-class Page(BaseModel, Generic[Item]):
-    """One page of a list."""
-
-    object: Literal["list"] = "list"
-    data: list[Item]
-    has_more: bool = False
-    """Whether a further page follows: ask for it with `after` = `last_id`."""
-    first_id: str | int | None = None
-    last_id: str | int | None = None
 
 
 def page_of(items: Sequence[Item], ids: Sequence[str | int], limit: int | None = None) -> Page[Item]:

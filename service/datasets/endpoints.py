@@ -6,9 +6,9 @@ from fastapi import APIRouter
 
 from service.api.dependencies import ReadSession, ResourceId
 from service.api.errors import error_responses
-from service.api.paging import After, Limit, Page, page_of
+from service.api.paging import After, Limit, page_of
 from service.datasets import repository
-from service.datasets.schemas import Dataset
+from tide_core.contracts.resources import Dataset, Page
 
 router = APIRouter(tags=["datasets"])
 

@@ -12,9 +12,9 @@ from service.api.dependencies import ReadSession
 from service.api.errors import error_responses
 from service.health.health import ALL_CHECKS, readiness
 from service.health.readings import readings
-from service.health.schemas import CheckName, Health, Readiness
 from service.health.sources import HealthSources
 from service.observability.metrics import exposition
+from tide_core.contracts.resources import CheckName, Health, Readiness
 
 router = APIRouter(tags=["observability"])
 

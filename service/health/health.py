@@ -8,8 +8,8 @@ from typing import get_args
 
 from sqlalchemy import text
 
-from service.health.schemas import Check, CheckName, Readiness
 from service.health.sources import Sources
+from tide_core.contracts.resources import Check, CheckName, Readiness
 
 ALL_CHECKS: frozenset[CheckName] = frozenset(get_args(CheckName))
 _PATIENCE_SECONDS = 5.0

@@ -11,15 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.access.authentication import CurrentCaller
 from service.api.dependencies import Context, JobId, ReadSession, WriteSession
 from service.api.errors import error_responses, error_responses_beside_text
-from service.api.paging import After, Limit, Page, page_of
+from service.api.paging import After, Limit, page_of
 from service.jobs import planning, repository, service
 from service.jobs.logs import job_log
 from service.jobs.presentation import checkpoint_object, job_object, series_objects
-from service.jobs.schemas import Checkpoint, Job, MetricSeriesList
 from service.jobs.tables import JobRow
 from service.models import repository as models
 from tide_core.contracts.job import JobSpec
 from tide_core.contracts.plan import Plan, PlanRequest
+from tide_core.contracts.resources import Checkpoint, Job, MetricSeriesList, Page
 from tide_core.contracts.states import JobState, Phase
 
 router = APIRouter(tags=["jobs"])

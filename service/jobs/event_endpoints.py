@@ -11,13 +11,14 @@ from sse_starlette.sse import EventSourceResponse
 from service.access.authentication import CurrentCaller
 from service.api.dependencies import Context, JobId, ReadSession
 from service.api.errors import error_responses, error_responses_beside_text
-from service.api.paging import Limit, Page, page_of
+from service.api.paging import Limit, page_of
 from service.events import repository
 from service.events.tables import EventRow
 from service.jobs import repository as jobs
 from service.jobs.event_stream import JobEventStream
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.event import Event
+from tide_core.contracts.resources import Page
 
 router = APIRouter(tags=["events"])
 

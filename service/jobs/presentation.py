@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from service.jobs.schemas import (
+from service.jobs.tables import CheckpointRow, JobRow, MetricRow
+from service.models.tables import ModelRow
+from tide_core.contracts.job import ResolvedJobSpec
+from tide_core.contracts.resources import (
     Checkpoint,
     Job,
     JobError,
@@ -14,9 +17,6 @@ from service.jobs.schemas import (
     MetricSeries,
     RepeatableSpec,
 )
-from service.jobs.tables import CheckpointRow, JobRow, MetricRow
-from service.models.tables import ModelRow
-from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.teacher import pool_for
 
 

@@ -6,9 +6,9 @@ from fastapi import APIRouter
 
 from service.api.dependencies import ReadSession, ResourceId
 from service.api.errors import error_responses
-from service.api.paging import After, Limit, Page, page_of
+from service.api.paging import After, Limit, page_of
 from service.models import repository
-from service.models.schemas import Model
+from tide_core.contracts.resources import Model, Page
 
 router = APIRouter(tags=["models"])
 

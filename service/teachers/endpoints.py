@@ -8,10 +8,10 @@ from fastapi import APIRouter
 
 from service.api.dependencies import ReadSession, ResourceId
 from service.api.errors import error_responses
-from service.api.paging import Page, page_of
+from service.api.paging import page_of
 from service.teachers import repository
-from service.teachers.schemas import Lease, Teacher
 from service.teachers.tables import LeaseRow, TeacherRow
+from tide_core.contracts.resources import Lease, Page, Teacher
 from tide_core.contracts.teacher import TeacherPool
 
 router = APIRouter(tags=["teachers"])

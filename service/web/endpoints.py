@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.api.dependencies import ReadSession
 from service.jobs import repository as jobs
 from service.jobs.presentation import checkpoint_object, job_object
-from service.jobs.schemas import Job
 from service.models import repository as models
 from service.teachers import repository as teachers
 from service.teachers.endpoints import teacher_object
 from service.web import views
+from tide_core.contracts.resources import Job
 
 FOLDER = Path(__file__).parent
 PAGE_LENGTH = 50

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.jobs.schemas import Checkpoint, Job, JobError
-from service.teachers.schemas import Teacher
 from tide_core.contracts.figures import LOSS
 from tide_core.contracts.objective import term_names
+from tide_core.contracts.resources import Checkpoint, Job, JobError, Teacher
 from tide_core.contracts.states import JobState
 from tide_core.contracts.teacher import PoolState
 
