@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from workers.cluster import worker_environment
+from tide_core.contracts.environment import compute_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -138,7 +138,7 @@ def in_a_fresh_process(module: str, arguments: Sequence[str], *, memory: bool = 
     if memory:
         environment |= EXACT_MEMORY
     else:
-        environment |= worker_environment(torch.get_num_threads())["env_vars"]
+        environment |= compute_environment(torch.get_num_threads())
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True, cwd=ROOT
     )

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from service.orchestrator.environment import compute_environment
 from tide_core.alignment.coverage import CoverageReport
+from tide_core.contracts.environment import compute_environment
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, DeviceKind

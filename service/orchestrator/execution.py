@@ -27,10 +27,11 @@ from service.orchestrator.actions import (
     Wait,
 )
 from service.orchestrator.compute import Compute, ComputeRefusedError, Submission
-from service.orchestrator.environment import compute_environment, tracing_environment
+from service.orchestrator.environment import tracing_environment
 from service.orchestrator.leadership import Leadership
 from service.settings import Settings
 from service.teachers import service as teachers
+from tide_core.contracts.environment import compute_environment
 from tide_core.contracts.errors import ConflictError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import ENV_ATTEMPT_TOKEN, ENV_CONTROL_URL

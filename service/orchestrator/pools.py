@@ -14,7 +14,7 @@ from service.orchestrator.compute import (
     ClusterResources,
     Scaling,
 )
-from service.orchestrator.environment import compute_environment
+from tide_core.contracts.environment import compute_environment
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, PoolState, TeacherPool
 
 IMPORT_PATH = "workers.teachers.app:build"
