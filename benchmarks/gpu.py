@@ -35,9 +35,9 @@ from benchmarks.step import ARMS, LEARNING_RATE, MODULE, as_flags
 from tide_core.contracts.scores import ScoreRequest
 from tide_core.models.compiling import compile_layers
 from tide_core.scoring.prefetcher import Prefetcher
-from tide_core.training.collating import MicroBatch, collate
+from tide_core.training.collating import collate
 from tide_core.training.drawing import draw
-from workers.student.stream import answers_of, asked_steps
+from tide_core.training.steps import DrawnStep, ask_steps
 from workers.teachers.engine import EngineSettings, TeacherEngine
 from workers.teachers.streams import Streams
 
@@ -144,18 +144,18 @@ def waiting(scenario: Scenario, sizes: Sizes, device: str, *, number_of_steps: i
     arm = TideArm(scenario, sizes, student(sizes, device=device), guide, autocast=autocast)
     rows = samples(scenario, sizes, number_of_steps + WARM_STEPS)
 
-    def drawn(number: int) -> list[MicroBatch]:
-        return [arm.drawn(batch_of(rows, sizes, number))]
+    def draw_step(number: int) -> DrawnStep:
+        return DrawnStep(number, [arm.drawn(batch_of(rows, sizes, number))])
 
     waited = begun = 0.0
-    with Prefetcher(arm.transport, asked_steps(drawn, range(number_of_steps + WARM_STEPS)), 2) as answered:
+    with Prefetcher(arm.transport, ask_steps(draw_step, range(number_of_steps + WARM_STEPS)), 2) as answered:
         for step in answered:
             if step.payload.number == WARM_STEPS:
                 synchronise()
                 begun = time.perf_counter()
             if step.payload.number >= WARM_STEPS:
                 waited += step.teacher_wait_seconds
-            (batch,), (answer,) = step.payload.batches, answers_of(step)
+            (batch,), (answer,) = step.payload.batches, step.payload.pair_answers(step.responses)
             arm.train(batch, answer, LEARNING_RATE)
     synchronise()
     seconds = time.perf_counter() - begun

@@ -44,12 +44,14 @@ from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning.memory import CPU_RUNTIME_BYTES
 from tide_core.planning.plan import ModelConfig, make_plan
 from tide_core.training.collective import Alone
+from tide_core.training.digest import spec_digest
+from tide_core.training.distiller import Distillation
 from tide_core.training.drawing import recipe_for
 from workers.measuring import measure_device
 from workers.reporting.recording import RecordingReporter
 from workers.scores.local_transport import LocalTransport
 from workers.student.checkpoint import CheckpointStore
-from workers.student.loop import Run, spec_digest, train
+from workers.student.loop import Run, train
 from workers.teachers.engine import EngineSettings, TeacherEngine
 
 SCENARIOS: dict[str, tuple[Pipeline, str]] = {
@@ -213,17 +215,20 @@ def _run(
     write_shard(rows, folder / "train-0.arrow")
     manifest = SplitManifest(len(rows), (("train-0.arrow", len(rows)),), {}, {}, CoverageReport(), 0, 0, 0)
     shared = options.vocab - 1 if is_shared else 0
-    return Run(
+    distillation = Distillation(
         spec=spec,
-        spec_digest=spec_digest(spec, "data"),
         recipe=recipe_for(spec, job_id="job", lease=None, shared_vocab=shared),
         plan=BatchPlan(
             PreparedSplit(folder, manifest), seed=spec.seed, global_batch_size=options.batch, rows=len(rows)
         ),
         student=BlockDiffusionStudent.from_config(student_config(options.vocab), seed=2),
         teacher_head=teacher_head,
-        transport=transport,
         collective=Alone(),
+    )
+    return Run(
+        distillation=distillation,
+        spec_digest=spec_digest(spec, "data"),
+        transport=transport,
         reporter=timing,
         store=CheckpointStore(str(folder / "checkpoints"), 1),
     )

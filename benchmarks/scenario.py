@@ -28,7 +28,7 @@ from tide_core.models.decoder import Decoder, DecoderT
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.schedules.noise import LinearNoise
-from tide_core.training.drawing import Recipe
+from tide_core.training.drawing import BatchRecipe
 
 END_ID = 0
 CLOSING_TOKENS = 4
@@ -153,11 +153,11 @@ SCENARIOS = {
 """Every variant in both pipelines; cross-entropy alone is the same in either."""
 
 
-def recipe(scenario: Scenario, sizes: Sizes, *, job_id: str = "bench", weight: float = 1.0) -> Recipe:
+def recipe(scenario: Scenario, sizes: Sizes, *, job_id: str = "bench", weight: float = 1.0) -> BatchRecipe:
     """What decides the masks of a scenario, and its question to the teacher."""
     context = scenario.context
     want = Want.TARGET_LOG_PROB if scenario.is_cross else Want.HIDDEN
-    return Recipe(
+    return BatchRecipe(
         seed=sizes.seed,
         noise=LinearNoise(),
         min_timestep=1e-3,

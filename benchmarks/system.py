@@ -34,12 +34,12 @@ from tide_core.contracts.objective import (
 )
 from tide_core.contracts.scores import ScoreRequest
 from tide_core.scoring.prefetcher import Prefetcher
-from tide_core.training.collating import MicroBatch, collate
+from tide_core.training.collating import collate
 from tide_core.training.drawing import draw
+from tide_core.training.steps import DrawnStep, ask_steps
 from workers.scores.cache import CachingTransport, ScoreCache
 from workers.scores.local_transport import LocalTransport
 from workers.scores.serve_transport import ServeTransport
-from workers.student.stream import asked_steps
 
 SIZES = Sizes(vocab=paced.VOCAB, length=256, batch=8)
 STEP_SECONDS = 0.2
@@ -78,13 +78,13 @@ class Trainer:
         rows = samples(scenario, sizes, steps)
         own = recipe(scenario, sizes, job_id=job_id)
 
-        def drawn(number: int) -> list[MicroBatch]:
+        def draw_step(number: int) -> DrawnStep:
             noisy = [draw(row, 0, own) for row in batch_of(rows, sizes, number)]
-            return [collate(noisy, own, mask_token_id=sizes.mask_id)]
+            return DrawnStep(number, [collate(noisy, own, mask_token_id=sizes.mask_id)])
 
         transport = ServeTransport(paced.lease(application))
         waited = begun = 0.0
-        with Prefetcher(transport, asked_steps(drawn, range(steps)), PREFETCH_STEPS) as answered:
+        with Prefetcher(transport, ask_steps(draw_step, range(steps)), PREFETCH_STEPS) as answered:
             for number, step in enumerate(answered):
                 if number == WARM_STEPS:
                     begun = time.monotonic()

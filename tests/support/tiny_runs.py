@@ -30,11 +30,13 @@ from tide_core.data.shards import PreparedSplit, SplitManifest, write_shard
 from tide_core.models.decoder import Decoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.training.collective import Alone, Collective
+from tide_core.training.digest import spec_digest
+from tide_core.training.distiller import Distillation
 from tide_core.training.drawing import recipe_for
 from workers.reporting.recording import RecordingReporter
 from workers.scores.local_transport import LocalTransport
 from workers.student.checkpoint import CheckpointStore
-from workers.student.loop import Outcome, Run, spec_digest, train
+from workers.student.loop import Outcome, Run, train
 from workers.teachers.engine import TeacherEngine
 from workers.teachers.tiny import tiny_teacher
 
@@ -175,9 +177,8 @@ class Bench:
             rows=len(rows),
         )
         is_shared = pipeline is Pipeline.SHARED_TOKENIZER
-        return Run(
+        distillation = Distillation(
             spec=spec,
-            spec_digest=spec_digest(spec, "data"),
             recipe=recipe_for(
                 spec,
                 job_id="job",
@@ -188,8 +189,12 @@ class Bench:
             plan=plan,
             student=student or tiny_student(),
             teacher_head=self.teacher.lm_head.weight.detach() if is_shared else None,
-            transport=self.transport,
             collective=collective or Alone(),
+        )
+        return Run(
+            distillation=distillation,
+            spec_digest=spec_digest(spec, "data"),
+            transport=self.transport,
             reporter=reporter,
             store=CheckpointStore(str(self.folder / name), spec.checkpoints.keep),
         )
@@ -218,3 +223,8 @@ def make_bench(folder: Path) -> tuple[Bench, TeacherEngine]:
         weight_bytes=0,
     )
     return Bench(folder, teacher, LocalTransport(engine, description)), engine
+
+
+def change(run: Run, **fields: Any) -> Run:
+    """The run with other fields of its distillation."""
+    return replace(run, distillation=replace(run.distillation, **fields))

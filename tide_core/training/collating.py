@@ -11,15 +11,13 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
-from tide_core.contracts.objective import (
-    Pipeline,
-)
+from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import CompactLayout, compact_layout
 from tide_core.models.reading import ReadPlaces, read_places
 from tide_core.models.transfer import sent
 from tide_core.objective.inputs import Normalisers
-from tide_core.training.drawing import DrawnSample, Recipe
+from tide_core.training.drawing import BatchRecipe, DrawnSample
 from tide_core.training.matching import ChunkMatch, PositionMatch, match_chunks, match_positions
 
 
@@ -57,24 +55,24 @@ class MicroBatch:
         """The same batch with its tensors on a device."""
         if device == self.input_ids.device:
             return self
-        moved = _moved(self, device)
+        moved = _move(self, device)
         return replace(
             moved,
-            layout=_moved(self.layout, device),
+            layout=_move(self.layout, device),
             places=self.places.to(device),
-            match=_moved(self.match, device),
+            match=_move(self.match, device),
         )
 
 
 Part = TypeVar("Part", "MicroBatch", "NoisyInputs", CompactLayout, ChunkMatch | PositionMatch)
 
 
-def _moved(part: Part, device: torch.device) -> Part:
+def _move(part: Part, device: torch.device) -> Part:
     tensors: dict[str, Any] = {n: sent(v, device) for n, v in vars(part).items() if isinstance(v, Tensor)}
     return replace(part, **tensors)
 
 
-def collate(drawn: Sequence[DrawnSample], recipe: Recipe, *, mask_token_id: int) -> MicroBatch:
+def collate(drawn: Sequence[DrawnSample], recipe: BatchRecipe, *, mask_token_id: int) -> MicroBatch:
     """Put drawn samples into one forward."""
     inputs = noisy_inputs(
         [item.sample.student_ids for item in drawn],
@@ -113,9 +111,7 @@ class NoisyInputs:
 
     def to(self, device: torch.device) -> NoisyInputs:
         """The same on a device."""
-        return replace(
-            _moved(self, device), layout=_moved(self.layout, device), places=self.places.to(device)
-        )
+        return replace(_move(self, device), layout=_move(self.layout, device), places=self.places.to(device))
 
 
 def noisy_inputs(
@@ -159,7 +155,7 @@ def _counts(drawn: Sequence[DrawnSample]) -> Normalisers:
     )
 
 
-def _request(drawn: Sequence[DrawnSample], recipe: Recipe) -> ScoreRequest | None:
+def _request(drawn: Sequence[DrawnSample], recipe: BatchRecipe) -> ScoreRequest | None:
     if recipe.want is None:
         return None
     return score_request(

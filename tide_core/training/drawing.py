@@ -23,7 +23,7 @@ from tide_core.schedules.noise import CosineNoise, LinearNoise, NoiseSchedule
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BatchRecipe:
     """Everything beside the samples that decides a micro-batch.
 
     Attributes:
@@ -64,11 +64,11 @@ def recipe_for(
     lease: TeacherLease | None,
     shared_vocab: int = 0,
     begins_pretoken: Bool[np.ndarray, " vocab"] | None = None,
-) -> Recipe:
+) -> BatchRecipe:
     """The recipe of a job; without a teacher term, nothing is asked and the masks are the same."""
     context = spec.teacher_context
     want = wanted(spec)
-    return Recipe(
+    return BatchRecipe(
         seed=spec.seed,
         noise=noise_schedule(spec),
         min_timestep=spec.noise.min_timestep,
@@ -105,7 +105,7 @@ class DrawnSample:
     groups: UInt8[np.ndarray, " teacher_seq"]
 
 
-def draw(sample: PreparedSample, epoch: int, recipe: Recipe) -> DrawnSample:
+def draw(sample: PreparedSample, epoch: int, recipe: BatchRecipe) -> DrawnSample:
     """Draw timestep, masks and views of one sample in one epoch."""
     key = SampleKey(recipe.seed, epoch, sample.sample_index)
     corruption = corrupt(

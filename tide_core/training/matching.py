@@ -136,13 +136,13 @@ class PositionMatch:
     def _top_k_scores(self, response: ScoreResponse | None, question: TopKQuestion) -> TopKScores:
         values = _array(response, value_format(Want.TOP_K, question, 0), self.answer_row.size)
         device = self.aligned_masked_index.device
-        ids, logits, log_tails = (part.to(device) for part in unpacked(values[self.answer_row], question))
+        ids, logits, log_tails = (part.to(device) for part in unpack_top_k(values[self.answer_row], question))
         return TopKScores(
             ids, logits, log_tails, question.temperatures, self.aligned_masked_index, self.shared_vocab
         )
 
 
-def unpacked(
+def unpack_top_k(
     values: UInt8[np.ndarray, "answers bytes"], question: TopKQuestion
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A TOP_K answer: ids (int64), logits and log tails (float32), tensors of their own memory."""

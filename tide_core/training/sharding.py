@@ -49,12 +49,12 @@ def is_sharded(student: nn.Module) -> bool:
     return isinstance(student, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be in parts; of one in parts, every trainer must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Of a whole tensor, what this trainer holds of it when it lies as `parameter` does."""
     if not isinstance(parameter, DTensor):
         return tensor
@@ -76,7 +76,7 @@ def evaluating(student: BlockDiffusionStudent) -> Iterator[None]:
             student.reshard()
 
 
-def whole_student(student: BlockDiffusionStudent, rank: int) -> BlockDiffusionStudent | None:
+def gather_student(student: BlockDiffusionStudent, rank: int) -> BlockDiffusionStudent | None:
     """The student in one piece, for the export; of one in parts a copy on the CPU, on trainer 0 alone.
 
     Every trainer must call it. One parameter at a time is gathered on the device.
@@ -85,7 +85,7 @@ def whole_student(student: BlockDiffusionStudent, rank: int) -> BlockDiffusionSt
         return student
     weights = {}
     for name, parameter in student.named_parameters():
-        tensor = whole(parameter.detach())
+        tensor = gather_whole(parameter.detach())
         if rank == 0:
             weights[name] = tensor.cpu()
     return BlockDiffusionStudent.of_parameters(student.config, weights) if rank == 0 else None

@@ -8,7 +8,6 @@ step k does not depend on how its sequences are dealt out.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from tide_core.schedules.tidal import TrainingProgress
 from tide_core.training.collating import MicroBatch
 from tide_core.training.collective import Collective
 from tide_core.training.matching import ChunkMatch
-from tide_core.training.sharding import is_sharded, whole
+from tide_core.training.sharding import gather_whole, is_sharded
 
 TOTAL = LOSS.whole
 """Name of the sum of all terms among the losses."""
@@ -238,7 +237,7 @@ class Stepper:
         for name in (*names[1:], TOTAL):
             _require_finite(sums[name], number, name)
         limit = math.inf if self._clip_norm is None else self._clip_norm
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._student.parameters(), limit)))
+        norm = float(gather_whole(torch.nn.utils.clip_grad_norm_(self._student.parameters(), limit)))
         _require_finite(norm, number, "gradient norm")
         self._optimizer.step()
         total = sums.pop(TOTAL)
@@ -282,16 +281,3 @@ def build_optimizer(
         eps=epsilon,
         fused=True,
     )
-
-
-class Stopwatch:
-    """Seconds since the last lap."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last call, or since the start."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tide_core.contracts.errors import CheckpointError
 from tide_core.contracts.job_folder import STATE_FOLDER, state_name
 from tide_core.schedules.adaptive import AdaptiveProgress
-from tide_core.training.sharding import like, whole
+from tide_core.training.sharding import gather_whole, place_like
 from workers.storage import local_path, publish_folder, read_bytes
 
 log = structlog.get_logger(__name__)
@@ -179,13 +179,13 @@ def assist(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach())
+        yield name, gather_whole(parameter.detach())
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{key}", whole(torch.as_tensor(value).detach())
+            yield f"{name}/{key}", gather_whole(torch.as_tensor(value).detach())
 
 
 def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> int:
@@ -239,7 +239,7 @@ def _load_model(file: Path, model: nn.Module) -> None:
                     f"{file} holds {name} as {list(tensor.shape)}, the model wants {list(parameter.shape)}.",
                     param=name,
                 )
-            parameter.copy_(like(tensor, parameter))
+            parameter.copy_(place_like(tensor, parameter))
 
 
 def _load_optimizer(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -251,7 +251,7 @@ def _load_optimizer(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             name, entry = key.rsplit("/", 1)
             parameter, tensor = parameters[name], stored.get_tensor(key)
             # The count of steps is one number, whole on every trainer.
-            part = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            part = place_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
             state.setdefault(numbers[id(parameter)], {})[entry] = part
     # The optimiser itself knows on which device it wants each of its tensors.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

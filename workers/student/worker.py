@@ -13,22 +13,21 @@ import structlog
 import torch
 from torch import Tensor
 
-from tide_core.alignment.boundaries import begins_pretoken
-from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, TeacherAttested
 from tide_core.contracts.scores import Want
 from tide_core.contracts.teacher import TeacherDescription, wanted
-from tide_core.data.batches import BatchPlan
+from tide_core.data.batches import training_plan
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collective import Alone, Collective, ProcessGroup
-from tide_core.training.drawing import Recipe, recipe_for
+from tide_core.training.digest import spec_digest
+from tide_core.training.distiller import Distillation, recipe_of_pair
 from tide_core.training.precision import autocast_dtype
-from tide_core.training.sharding import shard, whole_student
+from tide_core.training.sharding import gather_student, shard
 from workers.cluster import worker_threads
 from workers.evaluation.held_out import held_out_set, measure
 from workers.preparation.location import open_prepared
@@ -39,7 +38,7 @@ from workers.scores.opening import open_transport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore
 from workers.student.export import export_student, model_card
-from workers.student.loop import Outcome, Run, spec_digest, train
+from workers.student.loop import Outcome, Run, train
 from workers.student.manifest import write_manifest
 
 log = structlog.get_logger(__name__)
@@ -87,25 +86,36 @@ def run_trainer(
     autocast = autocast_dtype(brief.spec.hyperparameters, device)
     student = _student(brief.spec, initial, device, autocast)
     teacher = _attested(transport, reporter)
-    run = Run(
+    distillation = Distillation(
         spec=brief.spec,
-        spec_digest=spec_digest(brief.spec, dataset.manifest.content_hash),
-        recipe=_recipe(brief, dataset, student, initial, teacher),
-        plan=_plan(brief.spec, dataset),
+        recipe=recipe_of_pair(
+            brief.spec,
+            dataset,
+            student,
+            initial,
+            teacher_vocab=None if teacher is None else teacher.vocab_size,
+            job_id=brief.job_id,
+            lease=brief.teacher,
+        ),
+        plan=training_plan(dataset, brief.spec),
         student=student,
         teacher_head=_teacher_head(brief.spec, autocast or torch.float32, student.device),
-        transport=transport,
+        autocast=autocast,
         collective=collective,
+    )
+    run = Run(
+        distillation=distillation,
+        spec_digest=spec_digest(brief.spec, dataset.manifest.content_hash),
+        transport=transport,
         reporter=reporter,
         store=CheckpointStore(brief.folder.checkpoints, brief.spec.checkpoints.keep),
-        autocast=autocast,
         probe=_probe(brief.spec, dataset, student, initial),
     )
     ready = time.monotonic()
     log.info("training.ready", rank=collective.rank, device=str(device), seconds=ready - began)
     outcome = train(run)
     seconds = time.monotonic() - ready
-    trained = None if outcome.is_stopped else whole_student(student, collective.rank)
+    trained = None if outcome.is_stopped else gather_student(student, collective.rank)
     if reporter is None:
         return None
     if trained is None:
@@ -113,7 +123,7 @@ def run_trainer(
     fingerprint = teacher.fingerprint if teacher else None
     return _conclude(
         brief,
-        replace(run, student=trained),
+        replace(run, distillation=replace(distillation, student=trained)),
         outcome,
         reporter,
         device=str(device),
@@ -150,17 +160,18 @@ def _conclude(
     location = brief.folder.model
     card = model_card(brief.spec, brief.job_id, steps=steps, teacher_fingerprint=fingerprint)
     # In what it was trained in: the numbers beyond bfloat16 mean nothing when the forward never saw them.
-    student = run.student.to(run.autocast or torch.float32)
+    autocast = run.distillation.autocast
+    student = run.student.to(autocast or torch.float32)
     size = export_student(student, materialise_model(brief.folder.initial), location, card)
     reporter.send(CheckpointSaved(step=steps, location=location, bytes=size, is_export=True))
     facts = {
         "training": {
             "steps": steps,
             "seconds_of_this_attempt": seconds,
-            "workers": run.collective.size,
+            "workers": run.distillation.collective.size,
             "sharding": brief.spec.resources.sharding,
             "device": device,
-            "autocast": str(run.autocast).removeprefix("torch.") if run.autocast else "none",
+            "autocast": str(autocast).removeprefix("torch.") if autocast else "none",
             "spec_digest": run.spec_digest,
             "speeds": vars(outcome.speeds),
         },
@@ -177,16 +188,6 @@ def _dataset(brief: AttemptBrief) -> PreparedDataset:
             "This attempt has no prepared data: the prepare phase comes first.", param="prepared"
         )
     return open_prepared(brief.prepared)
-
-
-def _plan(spec: ResolvedJobSpec, dataset: PreparedDataset) -> BatchPlan:
-    return BatchPlan(
-        dataset.train,
-        seed=spec.seed,
-        global_batch_size=spec.hyperparameters.global_batch_size,
-        weights=[source.weight for source in spec.data.sources],
-        rows=dataset.manifest.rows,
-    )
 
 
 def _probe(
@@ -214,24 +215,6 @@ def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> Te
     if reporter is not None:
         reporter.send(TeacherAttested(fingerprint=description.fingerprint))
     return description
-
-
-def _recipe(
-    brief: AttemptBrief,
-    dataset: PreparedDataset,
-    student: BlockDiffusionStudent,
-    tokenizer: Path,
-    teacher: TeacherDescription | None,
-) -> Recipe:
-    shared = (
-        0 if teacher is None else min(dataset.manifest.shared_vocab, student.vocab_size, teacher.vocab_size)
-    )
-    begins = None
-    if wanted(brief.spec) is Want.TARGET_AND_BOUNDARY:
-        begins = begins_pretoken(load_tokenizer(tokenizer), student.vocab_size)
-    return recipe_for(
-        brief.spec, job_id=brief.job_id, lease=brief.teacher, shared_vocab=shared, begins_pretoken=begins
-    )
 
 
 def _teacher_head(spec: ResolvedJobSpec, dtype: torch.dtype, device: torch.device) -> Tensor | None:

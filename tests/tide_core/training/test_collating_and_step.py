@@ -20,10 +20,10 @@ from tide_core.objective.objective import Objective, ObjectiveOutput
 from tide_core.schedules.tidal import TrainingProgress
 from tide_core.training.collating import collate
 from tide_core.training.collective import Alone
+from tide_core.training.distiller import Distillation, draw_step
 from tide_core.training.drawing import draw, recipe_for
 from tide_core.training.matching import ChunkMatch, PositionMatch
 from tide_core.training.step import TOTAL, ShareOfLoss, Stepper, build_optimizer
-from workers.student.loop import _micro_batches, _stepper
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 
@@ -151,25 +151,39 @@ class OneOf:
         raise AssertionError("the test sums by itself")
 
 
+def stepper_of(run: Distillation, objective: Objective) -> Stepper:
+    """The step of one trainer, alone with its sums."""
+    optimizer = build_optimizer(run.student, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
+    share = ShareOfLoss(run.student, objective, None)
+    asks = run.recipe.want is not None
+    return Stepper(share, optimizer, Alone(), clip_norm=1.0, asks_teacher=asks, teacher_head=run.teacher_head)
+
+
 def gradients(
     bench: Bench, variant: Variant, pipeline: Pipeline, size: int
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of step 0, dealt to `size` trainers one after the other and summed here."""
     spec = tiny_spec(variant, pipeline, batch=5, micro=2)
     runs = [bench.run(spec, collective=OneOf(rank, size), name=f"s{size}r{rank}") for rank in range(size)]
-    shares = [_micro_batches(run, 0) for run in runs]
-    every = [batch.counts for share in shares for batch in share]
+    steps = [draw_step(run.distillation, 0) for run in runs]
+    every = [step.counts for step in steps]
     counts = Normalisers(
         *(sum(getattr(c, n) for c in every) for n in vars(every[0]))  # type: ignore[misc]
     )
     total, sums = 0.0, {}
-    for run, share in zip(runs, shares, strict=True):
+    for run, step in zip(runs, steps, strict=True):
         student: BlockDiffusionStudent = run.student
-        optimizer = build_optimizer(student, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
-        stepper = _stepper(replace(run, collective=OneOf(0, 1)), optimizer)
-        answers = [bench.transport.submit(b.request).result() if b.request else None for b in share]
-        progress = TrainingProgress(0.3, 0.0)
-        losses = stepper.accumulate(share, answers, counts, progress=progress, number=0, forwards=len(share))
+        objective = Objective(run.distillation.spec.objective, run.distillation.recipe.noise)
+        stepper = stepper_of(run.distillation, objective)
+        answers = [bench.transport.submit(request).result() for request in step.requests]
+        losses = stepper.accumulate(
+            step.batches,
+            step.pair_answers(answers),
+            counts,
+            progress=TrainingProgress(0.3, 0.0),
+            number=0,
+            forwards=len(step.batches),
+        )
         total += losses[TOTAL]
         for name, parameter in student.named_parameters():
             sums[name] = sums.get(name, 0.0) + parameter.grad
@@ -198,19 +212,14 @@ class Forgetful(Objective):
 
 
 def test_a_part_that_is_missing_is_an_error_and_no_zero(bench: Bench) -> None:
-    run = bench.run(tiny_spec([CrossEntropyTerm(), CalmTerm()], A))
-    objective = Forgetful(run.spec.objective, run.recipe.noise)
-    optimizer = build_optimizer(run.student, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.0)
-    share = ShareOfLoss(run.student, objective, None)
-    stepper = Stepper(share, optimizer, Alone(), clip_norm=1.0, asks_teacher=True, teacher_head=None)
-    (batch,) = _micro_batches(run, 0)
-    assert batch.request is not None
-    answer = bench.transport.submit(batch.request).result()
+    run = bench.run(tiny_spec([CrossEntropyTerm(), CalmTerm()], A)).distillation
+    step = draw_step(run, 0)
+    answers = [bench.transport.submit(request).result() for request in step.requests]
     with pytest.raises(InvalidInputError, match="calm") as caught:
-        stepper.step(
-            [batch],
-            [answer],
-            batch.counts,
+        stepper_of(run, Forgetful(run.spec.objective, run.recipe.noise)).step(
+            step.batches,
+            step.pair_answers(answers),
+            step.counts,
             progress=TrainingProgress(0.0),
             learning_rate=0.0,
             number=0,

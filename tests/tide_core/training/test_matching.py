@@ -16,7 +16,7 @@ from tide_core.contracts.objective import CalmTerm, ChunkFilter, ForwardKLTerm, 
 from tide_core.contracts.scores import ScoreResponse, TopKQuestion, Want
 from tide_core.objective.inputs import TopKScores
 from tide_core.training.collating import collate
-from tide_core.training.drawing import DrawnSample, Recipe, draw, recipe_for, wanted
+from tide_core.training.drawing import BatchRecipe, DrawnSample, draw, recipe_for, wanted
 from tide_core.training.matching import (
     VISIBLE_NON_BOUNDARY,
     ChunkMatch,
@@ -28,17 +28,17 @@ from tide_core.training.matching import (
 FILTERED = [CalmTerm(chunk_filter=ChunkFilter(threshold=0.3))]
 
 
-def drawn_for(recipe: Recipe, count: int = 6) -> list[DrawnSample]:
+def drawn_for(recipe: BatchRecipe, count: int = 6) -> list[DrawnSample]:
     return [draw(sample, 3, recipe) for sample in tiny_samples(recipe.pipeline, count)]
 
 
-def cross_recipe(*, two_views: bool) -> Recipe:
+def cross_recipe(*, two_views: bool) -> BatchRecipe:
     named = tiny_spec(Variant.TIDE_SHARED if two_views else Variant.BASELINE, Pipeline.CROSS_TOKENIZER)
     spec = tiny_spec(FILTERED, Pipeline.CROSS_TOKENIZER, teacher_context=named.teacher_context)
     return recipe_for(spec, job_id="job", lease=None, begins_pretoken=BEGINS_PRETOKEN)
 
 
-def cross_recipe_plain() -> Recipe:
+def cross_recipe_plain() -> BatchRecipe:
     return recipe_for(tiny_spec([CalmTerm()], Pipeline.CROSS_TOKENIZER), job_id="job", lease=None)
 
 

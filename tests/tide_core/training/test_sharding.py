@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.tiny_runs import BLOCK, STUDENT_CONFIG, Bench, make_bench, tiny_spec
+from tests.support.tiny_runs import BLOCK, STUDENT_CONFIG, Bench, change, make_bench, tiny_spec
 from tide_core.contracts.errors import CheckpointError
 from tide_core.contracts.job import EvaluationSpec, ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import Metrics
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.training.collective import Alone, ProcessGroup
-from tide_core.training.sharding import is_sharded, like, shard, whole, whole_student
+from tide_core.training.distiller import draw_step
+from tide_core.training.sharding import gather_student, gather_whole, is_sharded, place_like, shard
 from workers.reporting.recording import RecordingReporter
-from workers.student.loop import Run, _micro_batches, train
+from workers.student.loop import Run, train
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ def probe(student: BlockDiffusionStudent) -> dict[str, float]:
 def finish(run: Run, folder: Path, rank: int = 0) -> None:
     """Train, and write what came out of it."""
     train(run)
-    student = whole_student(run.student, rank)
+    student = gather_student(run.student, rank)
     assert (student is None) == (rank > 0 and is_sharded(run.student))
     if rank or student is None or run.reporter is None:
         return
@@ -114,7 +115,7 @@ def arm(
     )
     # Of all trainers the same; the data lies in a folder of each.
     run.store.root = str(place / "states")
-    finish(replace(run, autocast=compute, probe=probe), place, rank)
+    finish(replace(change(run, autocast=compute), probe=probe), place, rank)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ class OneOf(Alone):
 def test_the_trainers_have_unequal_numbers_of_forwards(bench: Bench) -> None:
     """Else the comparison would not show that a gather waits for everybody."""
     runs = [bench.run(spec_of("budget"), collective=OneOf(rank), name=f"{rank}") for rank in range(TRAINERS)]
-    numbers = [[len(_micro_batches(run, step)) for run in runs] for step in range(STEPS)]
+    numbers = [[len(draw_step(run.distillation, step).batches) for run in runs] for step in range(STEPS)]
     assert any(one != other for one, other in numbers)
 
 
@@ -208,10 +209,10 @@ def test_parts_compute_in_bfloat16_as_autocast_does(folder: Path) -> None:
 def test_what_is_whole_stays_as_it_is() -> None:
     student = fresh_student("tied")
     assert not is_sharded(student)
-    assert whole_student(student, 1) is student
-    assert whole(student.norm.weight) is student.norm.weight
+    assert gather_student(student, 1) is student
+    assert gather_whole(student.norm.weight) is student.norm.weight
     tensor = torch.zeros(32)
-    assert like(tensor, student.norm.weight) is tensor
+    assert place_like(tensor, student.norm.weight) is tensor
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])

@@ -18,7 +18,7 @@ from workers.demo import main, presentation
 from workers.demo.results import NELBO, DemoJobError, FinishedJob, compare, finished_job, outcomes
 from workers.demo.server import Service
 from workers.demo.setting import MAIN_JOBS, DemoJob
-from workers.student.loop import Speeds
+from workers.student.journal import Speeds
 
 SEQUENCES = 40
 TOKENS = np.arange(SEQUENCES) % 7 + 3.0

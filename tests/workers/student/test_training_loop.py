@@ -8,12 +8,11 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.support.tiny_runs import BLOCK, Bench, tiny_samples, tiny_spec, tiny_student
+from tests.support.tiny_runs import BLOCK, Bench, change, tiny_samples, tiny_spec, tiny_student
 from tide_core.contracts.errors import CheckpointError, NonFiniteError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import (
@@ -25,10 +24,12 @@ from tide_core.contracts.objective import (
     needs_teacher,
 )
 from tide_core.contracts.reporting import CheckpointDeleted, CheckpointSaved, Metrics, Progress
-from tide_core.training.drawing import draw
+from tide_core.data.batches import BatchPlan, Visit
+from tide_core.training.digest import spec_digest
+from tide_core.training.distiller import draw_step
 from workers.reporting.recording import RecordingReporter
 from workers.scores.cache import CachingTransport, ScoreCache
-from workers.student.loop import _micro_batches, spec_digest, train
+from workers.student.loop import train
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 COMBINATIONS = [(variant, pipeline) for pipeline in (A, B) for variant in Variant]
@@ -102,10 +103,10 @@ def test_the_token_budget_does_not_change_the_losses(
         return tiny_spec(variant, pipeline, steps=4, batch=12, micro=16, every=2, hyper=hyper)
 
     whole, run, _ = bench.train(spec(None), name="whole")
-    assert len(_micro_batches(run, 0)) == 1
+    assert len(draw_step(run.distillation, 0).batches) == 1
     for tokens in (64, 100, 300):
         reporter, bounded, _ = bench.train(spec(tokens), name=f"budget-{tokens}")
-        batches = _micro_batches(bounded, 0)
+        batches = draw_step(bounded.distillation, 0).batches
         assert max(batch.input_ids.numel() for batch in batches) <= tokens
         assert len(batches) > 1
         assert reporter.series("loss") == pytest.approx(whole.series("loss"), rel=1e-5)
@@ -156,13 +157,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         )
 
 
-def test_later_steps_are_drawn_while_one_trains(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where no teacher is asked: data loading is off the path of the step."""
-    drawn: list[str] = []
+class WatchedPlan(BatchPlan):
+    """A plan that remembers which threads drew a step from it."""
 
-    def recorded(*arguments: Any) -> Any:
-        drawn.append(threading.current_thread().name)
-        return draw(*arguments)
+    def __init__(self, plan: BatchPlan) -> None:
+        vars(self).update(vars(plan))
+        self.threads: list[str] = []
+
+    def worker_share(self, step: int, worker: int, workers: int) -> list[Visit]:
+        self.threads.append(threading.current_thread().name)
+        return super().worker_share(step, worker, workers)
+
+
+def test_later_steps_are_drawn_while_one_trains(bench: Bench) -> None:
+    """Also where no teacher is asked: data loading is off the path of the step."""
+    run = bench.run(tiny_spec(Variant.NONE, A, steps=6))
+    plan = WatchedPlan(run.distillation.plan)
 
     class Waiting(RecordingReporter):
         def send(self, body: object) -> None:
@@ -170,15 +180,14 @@ def test_later_steps_are_drawn_while_one_trains(bench: Bench, monkeypatch: pytes
             if isinstance(body, Metrics) and body.step == 1:
                 # The trainer stands still here; only another thread can draw.
                 deadline = time.monotonic() + 30
-                while len(drawn) < 3 * 4 and time.monotonic() < deadline:
+                while len(plan.threads) < 3 and time.monotonic() < deadline:
                     time.sleep(0.01)
-                self.ahead = len(drawn)
+                self.ahead = len(plan.threads)
 
-    monkeypatch.setattr("workers.student.loop.draw", recorded)
     reporter = Waiting()
-    train(replace(bench.run(tiny_spec(Variant.NONE, A, steps=6), reporter=reporter), transport=None))
-    assert reporter.ahead == 3 * 4, "prefetch_steps ahead, and no further"
-    assert threading.main_thread().name not in drawn
+    train(replace(change(run, plan=plan), reporter=reporter, transport=None))
+    assert reporter.ahead == 3, "prefetch_steps ahead, and no further"
+    assert threading.main_thread().name not in plan.threads
 
 
 def test_a_wish_to_stop_saves_and_ends(bench: Bench) -> None:
@@ -268,8 +277,8 @@ def test_comp_demo_asks_about_every_masked_token_once(bench: Bench) -> None:
     spec = tiny_spec(Variant.TIDE_SHARED, B, steps=1)
     assert isinstance(spec.teacher_context, CompDemoContext)
     _, run, _ = bench.train(spec)
-    assert run.recipe.split == spec.teacher_context.ratio
-    assert run.recipe.block_size == BLOCK
+    assert run.distillation.recipe.split == spec.teacher_context.ratio
+    assert run.distillation.recipe.block_size == BLOCK
 
 
 def test_progress_ends_at_the_last_step(bench: Bench) -> None:
@@ -287,7 +296,7 @@ def test_top_k_of_the_whole_vocabulary_trains_as_hidden_states_do(bench: Bench, 
     spec = tiny_spec(variant, B, steps=3)
     exact, _, _ = bench.train(spec, name="exact")
     sparse, run, _ = bench.train(with_top_k(spec, 1000), name="sparse")
-    assert run.recipe.top_k is not None
+    assert run.distillation.recipe.top_k is not None
     # Logits in float16 on one side, hidden states in bfloat16 on the other.
     assert sparse.series("loss") == pytest.approx(exact.series("loss"), rel=0.01)
     assert sparse.series("teacher_tail_mass/2") == [0.0] * 3
@@ -298,7 +307,7 @@ def test_top_k_of_the_whole_vocabulary_trains_as_hidden_states_do(bench: Bench, 
 
 def test_a_top_k_trainer_needs_no_head(bench: Bench) -> None:
     run = bench.run(with_top_k(tiny_spec(Variant.TIDE_SHARED, B, steps=1), 8))
-    assert train(replace(run, teacher_head=None)).state.step == 1
+    assert train(change(run, teacher_head=None)).state.step == 1
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
