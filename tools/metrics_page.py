@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from service.observability.metrics import COUNTED, GAUGES
+from tide_core.contracts.figures import FIGURES, Figure
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
 
 TARGET = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -39,13 +40,30 @@ asks nothing more; a counter's stays until the Ray node ends. Ray's nodes export
 beside these.
 
 """
+_FIGURES = """\
+
+## Figures of a job
+
+What workers report of each step, under `/v1/jobs/JOB/metrics`. A figure with members is a family of series,
+such as `loss/cross_entropy`. The newest value is in the gauge, where there is one.
+
+| figure | members | unit | gauge | meaning |
+| --- | --- | --- | --- | --- |
+"""
 _HEAD = "| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n"
 
 
 def document() -> str:
     """The page as it is to be."""
     control_plane = _table([*COUNTED.values(), *GAUGES.values()])
-    return _INTRODUCTION + _CONTROL_PLANE + control_plane + _TEACHERS + _table(TEACHER_METRICS)
+    figures = _FIGURES + "".join(map(_figure_row, FIGURES))
+    return _INTRODUCTION + _CONTROL_PLANE + control_plane + figures + _TEACHERS + _table(TEACHER_METRICS)
+
+
+def _figure_row(figure: Figure) -> str:
+    members = f"`{figure.name}/{figure.member_label.upper()}`" if figure.member_label else ""
+    gauge = f"`{figure.gauge_name}`" if figure.gauge else ""
+    return f"| `{figure.name}` | {members} | {figure.unit} | {gauge} | {figure.meaning} |\n"
 
 
 def _table(metrics: Iterable[Metric]) -> str:

@@ -15,23 +15,8 @@ from service.jobs.tables import JobRow, PhaseRunRow
 from service.observability.metrics import Sample
 from service.orchestrator.leadership import leases
 from service.teachers import repository as teachers
+from tide_core.contracts.figures import LOSS, figure_of
 from tide_core.contracts.teacher import PoolState
-
-_OF_STEP = {
-    "mask_rate": "tide_job_mask_ratio",
-    "lambda": "tide_job_teacher_trust_ratio",
-    "gradient_norm": "tide_job_gradient_norm",
-    "learning_rate": "tide_job_learning_rate",
-    "tokens_per_second": "tide_job_tokens_per_second",
-    "step_seconds": "tide_job_step_seconds",
-    "teacher_wait_seconds": "tide_job_teacher_wait_seconds",
-    "feed_wait_seconds": "tide_job_feed_wait_seconds",
-    "teacher_queue_seconds": "tide_job_teacher_queue_seconds",
-    "teacher_compute_seconds": "tide_job_teacher_compute_seconds",
-    "teacher_bytes": "tide_job_teacher_answer_bytes",
-    "teacher_cache_hit_ratio": "tide_job_teacher_cache_hit_ratio",
-}
-"""Name in the workers' reports -> gauge."""
 
 
 async def readings(sources: Sources, session: AsyncSession) -> list[Sample]:
@@ -112,14 +97,9 @@ def _of_progress(job: JobRow) -> Iterator[Sample]:
 
 
 def _of_metric(job_id: str, name: str, step: int, value: float) -> Iterator[Sample]:
-    head, _, rest = name.partition("/")
-    if name == "loss":
+    if name == LOSS.name:
         yield Sample("tide_job_step", step, (job_id,))
-    if head == "loss":
-        yield Sample("tide_job_loss", value, (job_id, rest or "total"))
-    elif head == "held_out":
-        yield Sample("tide_job_held_out", value, (job_id, rest))
-    elif head == "teacher_tail_mass":
-        yield Sample("tide_job_teacher_tail_mass_ratio", value, (job_id, rest))
-    elif name in _OF_STEP:
-        yield Sample(_OF_STEP[name], value, (job_id,))
+    found = figure_of(name)
+    if found is not None and found[0].gauge:
+        figure, member = found
+        yield Sample(figure.gauge_name, value, (job_id, member) if figure.member_label else (job_id,))

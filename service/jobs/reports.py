@@ -29,7 +29,9 @@ from service.models import service as models
 from service.observability.metrics import PHASE_SECONDS, REPORTS
 from service.teachers import repository as teachers
 from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.event import EventType, PhaseStep, phase_event
 from tide_core.contracts.reporting import (
+    AnyReport,
     CheckpointDeleted,
     CheckpointSaved,
     DatasetPrepared,
@@ -45,10 +47,8 @@ from tide_core.contracts.reporting import (
 )
 from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
 
-TEACHER_ATTESTED = "teacher.attested"
-"""Type of the event whose message is the fingerprint of the teacher that a phase asks."""
 for _phase in Phase:  # from 0 on: a first end is a rise too
-    for _outcome in (PhaseOutcome.FINISHED, PhaseOutcome.STOPPED, PhaseOutcome.FAILED):
+    for _outcome in PhaseOutcome:
         PHASE_SECONDS.labels(str(_phase), str(_outcome))
 _STOPPING = frozenset({JobState.CANCELLING, JobState.PAUSING, JobState.PAUSED}) | TERMINAL_STATES
 
@@ -98,6 +98,17 @@ def _check_phase(run: PhaseRunRow) -> None:
         )
 
 
+def _translate(body: AnyReport) -> AnyReport:
+    """A report of an older worker in this version's terms.
+
+    Workers of 0.1 attest their teacher by a note whose message is the fingerprint. Their jobs may run on
+    after the upgrade; this goes once nothing is upgraded from 0.1.
+    """
+    if isinstance(body, Note) and body.code == EventType.TEACHER_ATTESTED and body.message:
+        return TeacherAttested(fingerprint=body.message)
+    return body
+
+
 class _Ingestion:
     """Takes the reports of one batch into the running transaction."""
 
@@ -124,25 +135,26 @@ class _Ingestion:
         await self._session.flush()
 
     async def _take_one(self, report: Report) -> None:
-        match report.body:
+        body = _translate(report.body)
+        match body:
             case Progress():
-                await self._progress(report.body)
+                await self._store_progress(body)
             case Metrics():
-                self._metrics(report, report.body)
+                self._collect_metrics(report, body)
             case CheckpointSaved():
-                await self._checkpoint_saved(report.body)
+                await self._record_checkpoint(body)
             case CheckpointDeleted():
-                await self._checkpoint_deleted(report.body)
+                await self._forget_checkpoint(body)
             case DatasetPrepared():
-                await self._prepared(report.body)
+                await self._record_dataset(body)
             case TeacherAttested():
-                await self._teacher_attested(report.body)
+                await self._record_attestation(body)
             case Note():
-                await self._note(report.body)
+                self._tell(body.code[:128], body.message, body.level)
             case Finished():
-                await self._finished(report.body)
+                await self._finish(body)
             case Failed():
-                self._failed(report.body)
+                self._fail(body)
 
     def _tell(self, type: str, message: str, level: events.Level = "info", **data: Any) -> None:
         facts = {"attempt": self._run.attempt, "phase": str(self._run.phase)} | data
@@ -154,11 +166,11 @@ class _Ingestion:
             setattr(self._job, name, value)
         await self._session.flush()
 
-    async def _progress(self, report: Progress) -> None:
+    async def _store_progress(self, report: Progress) -> None:
         shown = report.model_dump(mode="json", exclude={"type"}) | {"updated_at": utc_now().isoformat()}
         await self._set_on_job(progress=storable(shown), updated_at=utc_now())
 
-    def _metrics(self, report: Report, body: Metrics) -> None:
+    def _collect_metrics(self, report: Report, body: Metrics) -> None:
         for name, value in body.values.items():
             if math.isfinite(value):
                 self._figures[name[:128], body.step] = {
@@ -174,9 +186,9 @@ class _Ingestion:
             message = (
                 f"Step {body.step} reported figures that are not finite and are left out: {', '.join(odd)}."
             )
-            self._tell("metrics.non_finite", message, "warning", step=body.step, names=odd)
+            self._tell(EventType.METRICS_NON_FINITE, message, "warning", step=body.step, names=odd)
 
-    async def _checkpoint_saved(self, report: CheckpointSaved) -> None:
+    async def _record_checkpoint(self, report: CheckpointSaved) -> None:
         if report.is_export:
             await models.record(self._session, self._job.id, report)
         row = await repository.checkpoint_at(self._session, self._job.id, report.location)
@@ -187,7 +199,9 @@ class _Ingestion:
         row.is_export, row.created_at, row.deleted_at = report.is_export, utc_now(), None
         await self._session.flush()
         kind, what = (
-            ("model.exported", "The model") if report.is_export else ("checkpoint.saved", "A checkpoint")
+            (EventType.MODEL_EXPORTED, "The model")
+            if report.is_export
+            else (EventType.CHECKPOINT_SAVED, "A checkpoint")
         )
         self._tell(
             kind,
@@ -197,41 +211,35 @@ class _Ingestion:
             bytes=report.bytes,
         )
 
-    async def _checkpoint_deleted(self, report: CheckpointDeleted) -> None:
+    async def _forget_checkpoint(self, report: CheckpointDeleted) -> None:
         await self._session.execute(
             update(CheckpointRow)
             .where(CheckpointRow.job_id == self._job.id, CheckpointRow.location == report.location)
             .values(deleted_at=utc_now())
         )
         self._tell(
-            "checkpoint.deleted",
+            EventType.CHECKPOINT_DELETED,
             f"The checkpoint of step {report.step} was removed by the policy.",
             step=report.step,
             location=report.location,
         )
 
-    async def _prepared(self, report: DatasetPrepared) -> None:
+    async def _record_dataset(self, report: DatasetPrepared) -> None:
         await datasets.record(self._session, report)
         await self._set_on_job(prepared_hash=report.content_hash)
         how = "was found in storage" if report.reused else "is prepared"
         rejected = sum(report.rejected.values())
         self._tell(
-            "data.prepared",
+            EventType.DATA_PREPARED,
             f"The data set {how}: {report.rows} rows to train on, {report.held_out_rows} held out, "
             f"{rejected} left out; {report.coverage.share:.1%} of the answers' bytes can be compared.",
             **report.model_dump(mode="json", exclude={"type"}),
         )
 
-    async def _note(self, report: Note) -> None:
-        if report.code == TEACHER_ATTESTED:  # from a worker of the version before `TeacherAttested`
-            await self._teacher_attested(TeacherAttested(fingerprint=report.message))
-        else:
-            self._tell(report.code[:128], report.message, report.level)
-
-    async def _teacher_attested(self, report: TeacherAttested) -> None:
+    async def _record_attestation(self, report: TeacherAttested) -> None:
         if self._run.phase is Phase.TRAIN:
             await self._pin_teacher(report.fingerprint)
-        self._tell(TEACHER_ATTESTED, report.fingerprint)
+        self._tell(EventType.TEACHER_ATTESTED, report.fingerprint, fingerprint=report.fingerprint)
 
     async def _pin_teacher(self, fingerprint: str) -> None:
         """Pin the job to the weights that its first attempt was taught by."""
@@ -241,16 +249,16 @@ class _Ingestion:
         if lease is not None:
             (await teachers.get(self._session, lease.application)).fingerprint = fingerprint
 
-    async def _finished(self, report: Finished) -> None:
+    async def _finish(self, report: Finished) -> None:
         is_stopped = report.result.get("stopped") is True
         outcome = PhaseOutcome.STOPPED if is_stopped else PhaseOutcome.FINISHED
         self._end(outcome, result=storable(report.result))
         if self._run.phase is Phase.EVALUATE and not is_stopped:
             await self._set_on_job(result=storable(report.result))
         verb = "stopped as asked" if is_stopped else "finished"
-        self._tell(f"{self._run.phase}.{outcome}", f"The phase {self._run.phase} {verb}.")
+        self._tell(phase_event(self._run.phase, PhaseStep(outcome)), f"The phase {self._run.phase} {verb}.")
 
-    def _failed(self, report: Failed) -> None:
+    def _fail(self, report: Failed) -> None:
         self._end(
             PhaseOutcome.FAILED,
             error_code=storable(report.code[:64]),
@@ -258,7 +266,11 @@ class _Ingestion:
             retryable=report.retryable,
         )
         self._tell(
-            f"{self._run.phase}.failed", report.message, "error", code=report.code, retryable=report.retryable
+            phase_event(self._run.phase, PhaseStep.FAILED),
+            report.message,
+            "error",
+            code=report.code,
+            retryable=report.retryable,
         )
 
     def _end(self, outcome: PhaseOutcome, **values: Any) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.clock import utc_now
 from service.jobs.tables import CheckpointRow, IdempotencyKeyRow, JobRow, MetricRow, PhaseRunRow
 from tide_core.contracts.errors import NotFoundError
+from tide_core.contracts.figures import HELD_OUT, LOSS, Measure
 from tide_core.contracts.states import ACTIVE_STATES, JobState, Phase
 
 
@@ -99,14 +100,15 @@ async def open_phase_runs(session: AsyncSession) -> Sequence[PhaseRunRow]:
 async def newest_metrics(session: AsyncSession, job_id: str) -> Sequence[tuple[str, int, float]]:
     """(name, step, value) of the newest training step and of the newest held-out evaluation."""
     found: list[tuple[str, int, float]] = []
-    for anchor in ("loss", "held_out/nelbo"):  # one index look-up each, however long the series are
+    held_out = HELD_OUT.of(Measure.NELBO)
+    for anchor in (LOSS.name, held_out):  # one index look-up each, however long the series are
         step = await session.scalar(
             select(func.max(MetricRow.step)).where(MetricRow.job_id == job_id, MetricRow.name == anchor)
         )
         if step is not None:
-            kind = MetricRow.name.like("held_out/%")
+            kind = MetricRow.name.like(HELD_OUT.of("%"))
             query = select(MetricRow.name, MetricRow.step, MetricRow.value).where(
-                MetricRow.job_id == job_id, MetricRow.step == step, kind if "/" in anchor else ~kind
+                MetricRow.job_id == job_id, MetricRow.step == step, kind if anchor == held_out else ~kind
             )
             found += [(name, at, value) for name, at, value in (await session.execute(query)).all()]
     return found

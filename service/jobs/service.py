@@ -19,6 +19,7 @@ from service.jobs.outcomes import RESUMED_MESSAGE, AttemptEnd
 from service.jobs.state_machine import begin_next_attempt, transition
 from service.jobs.tables import AttemptRow, IdempotencyKeyRow, JobRow
 from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.event import state_event
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.states import TERMINAL_STATES, JobState
@@ -115,7 +116,7 @@ async def _store(
     session.add(job)
     await session.flush()
     session.add(AttemptRow(job_id=job.id, number=1, started_at=now))
-    events.append(session, job.id, "job.queued", "The job was accepted.", data={"attempt": 1})
+    events.append(session, job.id, state_event(JobState.QUEUED), "The job was accepted.", data={"attempt": 1})
     if key is not None:
         row = {"key": key, "body_hash": body_hash, "job_id": job.id, "created_at": now}
         if await upsert(session, IdempotencyKeyRow, [row], update=()) == 0:

@@ -18,6 +18,7 @@ from service.events import service as events
 from service.jobs.outcomes import AttemptEnd
 from service.jobs.tables import AttemptRow, JobRow
 from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.event import EventType, state_event
 from tide_core.contracts.states import TERMINAL_STATES, JobState, is_allowed
 
 _LEVELS: dict[JobState, events.Level] = {JobState.FAILED: "error"}
@@ -65,7 +66,9 @@ async def transition(
     facts = {"from": str(source), "attempt": job.attempt} | (data or {})
     if error_code is not None:
         facts["code"] = error_code
-    events.append(session, job.id, f"job.{target}", message, level=_LEVELS.get(target, "info"), data=facts)
+    events.append(
+        session, job.id, state_event(target), message, level=_LEVELS.get(target, "info"), data=facts
+    )
 
 
 async def begin_next_attempt(session: AsyncSession, job: JobRow, end: AttemptEnd, reason: str) -> None:
@@ -87,7 +90,7 @@ async def begin_next_attempt(session: AsyncSession, job: JobRow, end: AttemptEnd
     events.append(
         session,
         job.id,
-        "attempt.started",
+        EventType.ATTEMPT_STARTED,
         f"Attempt {job.attempt} follows attempt {previous}: {reason}",
         data={"attempt": job.attempt, "previous": previous, "counts": end.counts},
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from tide_core.contracts.figures import Figure, gauges
 from tide_core.contracts.metrics import Metric
 
 REGISTRY = CollectorRegistry()
@@ -67,6 +68,10 @@ def _of_job(name: str, meaning: str, *labels: str) -> Metric:
     return _gauge(f"job_{name}", meaning, "job_id", *labels)
 
 
+def _show(figure: Figure) -> Metric:
+    return _of_job(figure.gauge, figure.meaning, *filter(None, [figure.member_label]))
+
+
 GAUGES: dict[str, Metric] = {
     gauge.name: gauge
     for gauge in (
@@ -87,32 +92,12 @@ GAUGES: dict[str, Metric] = {
         _gauge("database_connections", "Connections of the pool: in use, or open and idle.", "state"),
         _gauge("database_connections_limit", "Connections that the pool may open."),
         _of_job("progress_ratio", "Share of the present phase done.", "phase"),
-        _of_job("eta_seconds", "Expected rest of the present phase.", "phase"),
+        _of_job("eta_seconds", "Time remaining in the present phase.", "phase"),
         _of_job("attempt", "Number of the present attempt."),
         _of_job("phase_age_seconds", "Time since a running phase was submitted.", "phase"),
         _of_job("report_age_seconds", "Time since the worker of a running phase last reported.", "phase"),
         _of_job("step", "Newest optimiser step."),
-        _of_job("loss", 'Loss of the newest step, in total (term "total") and by term.', "term"),
-        _of_job("held_out", "Newest held-out figures, of training and of the evaluation.", "figure"),
-        _of_job("mask_ratio", "Share of the maskable tokens that was masked."),
-        _of_job("teacher_trust_ratio", "Mean lambda of TIDAL (arXiv 2604.26951)."),
-        _of_job("gradient_norm", "Norm of the gradient before clipping."),
-        _of_job("learning_rate", "Learning rate of the newest step."),
-        _of_job("tokens_per_second", "Student tokens a second, newest step."),
-        _of_job("step_seconds", "Duration of the newest step."),
-        _of_job("teacher_wait_seconds", "Wait for scores in the newest step."),
-        _of_job("feed_wait_seconds", "Wait for data in the newest step."),
-        _of_job("teacher_queue_seconds", "Longest wait in a replica's queue of the newest step's requests."),
-        _of_job("teacher_compute_seconds", "Time in the teacher's forwards for the newest step."),
-        _of_job("teacher_answer_bytes", "Size of the newest step's answers."),
-        _of_job(
-            "teacher_cache_hit_ratio", "Share of the newest step's sequences that the score cache answered."
-        ),
-        _of_job(
-            "teacher_tail_mass_ratio",
-            "Mean share of the teacher's probability that its k likeliest ids leave out, newest step.",
-            "temperature",
-        ),
+        *(_show(figure) for _, figure in gauges()),
     )
 }
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -33,6 +33,7 @@ from service.settings import Settings
 from service.teachers import service as teachers
 from tide_core.contracts.environment import compute_environment
 from tide_core.contracts.errors import ConflictError
+from tide_core.contracts.event import PhaseStep, phase_event
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import ENV_ATTEMPT_TOKEN, ENV_CONTROL_URL
 from tide_core.contracts.states import JobState, Phase, submission_id
@@ -99,7 +100,7 @@ class Executor:
             events.append(
                 session,
                 job_id,
-                f"{phase}.submitted",
+                phase_event(phase, PhaseStep.SUBMITTED),
                 f"The phase {phase} of attempt {job.attempt} was handed to the cluster.",
                 data={"attempt": job.attempt, "submission_id": submission.submission_id},
             )

@@ -15,6 +15,8 @@ from service.orchestrator.decide import JobSnapshot, PhaseSnapshot
 from service.orchestrator.pools import LeasedReplicas, PoolSnapshot
 from service.teachers import repository as teachers
 from service.teachers.tables import LeaseRow, TeacherRow
+from tide_core.contracts.event import state_event
+from tide_core.contracts.figures import LOSS
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import TEACHER_AWAY
 from tide_core.contracts.states import ACTIVE_STATES, TERMINAL_STATES, JobState, Phase
@@ -141,7 +143,9 @@ async def _teacher_away(session: AsyncSession, job: JobRow, now: datetime) -> fl
             break
     if began is None or last_loss is None:
         return 0.0
-    step = select(func.max(MetricRow.recorded_at)).where(MetricRow.job_id == job.id, MetricRow.name == "loss")
+    step = select(func.max(MetricRow.recorded_at)).where(
+        MetricRow.job_id == job.id, MetricRow.name == LOSS.name
+    )
     last_step = await session.scalar(step) or began
     return 0.0 if last_step > last_loss else (now - max(began, last_step)).total_seconds()
 
@@ -149,7 +153,7 @@ async def _teacher_away(session: AsyncSession, job: JobRow, now: datetime) -> fl
 async def _state_age(session: AsyncSession, job: JobRow, now: datetime) -> float:
     """Time since the event of the last transition; a job's other columns change more often."""
     query = select(func.max(EventRow.created_at)).where(
-        EventRow.job_id == job.id, EventRow.type == f"job.{job.state}"
+        EventRow.job_id == job.id, EventRow.type == state_event(job.state)
     )
     entered = await session.scalar(query)
     return max(0.0, (now - entered).total_seconds()) if entered else 0.0

@@ -9,6 +9,7 @@ from service.events import service as events
 from service.identifiers import new_id
 from service.teachers import repository
 from service.teachers.tables import LeaseRow, TeacherRow
+from tide_core.contracts.event import EventType
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.teacher import PoolState, TeacherPool, pool_for
 
@@ -36,7 +37,7 @@ async def acquire_lease(session: AsyncSession, job_id: str, spec: ResolvedJobSpe
     events.append(
         session,
         job_id,
-        "teacher.leased",
+        EventType.TEACHER_LEASED,
         f"The job holds a lease on {pool.application}.",
         data={"application": pool.application, "replicas": pool.replicas},
     )
@@ -55,7 +56,7 @@ async def release_lease(session: AsyncSession, job_id: str) -> None:
     events.append(
         session,
         job_id,
-        "teacher.released",
+        EventType.TEACHER_RELEASED,
         f"The job gave its lease on {lease.application} back.",
         data={"application": lease.application},
     )

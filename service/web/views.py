@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tide_core.contracts.figures import LOSS
+from tide_core.contracts.figures import (
+    GRADIENT_NORM,
+    HELD_OUT,
+    LEARNING_RATE,
+    LOSS,
+    STEP_SECONDS,
+    TEACHER_WAIT_SECONDS,
+    TOKENS_PER_SECOND,
+    Figure,
+    Measure,
+    Unit,
+)
 from tide_core.contracts.objective import term_names
 from tide_core.contracts.resources import Checkpoint, Job, JobError, Teacher
 from tide_core.contracts.states import JobState
@@ -75,17 +86,20 @@ class Chart:
 
     title: str
     series: tuple[dict[str, str], ...]
-    empty: str = "No figures yet."
+    empty: str = "No data yet."
 
 
 JOB_CHARTS = (
-    ("Loss", ("loss",)),
-    ("Held-out NELBO per token", ("held_out/nelbo",)),
-    ("Teacher wait and step time, seconds", ("teacher_wait_seconds", "step_seconds")),
-    ("Tokens a second", ("tokens_per_second",)),
-    ("Gradient norm", ("gradient_norm",)),
-    ("Learning rate", ("learning_rate",)),
+    (LOSS,),
+    (HELD_OUT,),
+    (TEACHER_WAIT_SECONDS, STEP_SECONDS),
+    (TOKENS_PER_SECOND,),
+    (GRADIENT_NORM,),
+    (LEARNING_RATE,),
 )
+"""Which figures of a job are drawn, and which of them together."""
+HELD_OUT_MEMBER = Measure.NELBO
+"""The one held-out figure that a running job has."""
 
 
 def job_view(job: Job) -> JobView:
@@ -101,11 +115,11 @@ def job_view(job: Job) -> JobView:
         stage=progress.stage if progress is not None and running else "",
         fraction=min(progress.completed / progress.total, 1.0) if has_total else None,  # type: ignore[union-attr, operator]
         progress_text=f"{progress.completed:g} of {progress.total:g} {progress.unit}" if has_total else "",  # type: ignore[union-attr]
-        eta=duration(progress.eta_seconds) if progress is not None and running else "",
+        eta=format_duration(progress.eta_seconds) if progress is not None and running else "",
         objective=job.variant or " + ".join(term.type for term in job.spec.objective),
         pipeline=job.pipeline.replace("_", " "),
         attempt=job.attempt,
-        created=moment(job.created_at),
+        created=format_moment(job.created_at),
         error=job.error,
         facts=_facts(job),
         spec_json=job.spec.model_dump_json(indent=2),
@@ -124,7 +138,7 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
         ("Student", short_name(job.spec.student.model) if job.spec.student.model else "fresh, from config"),
         ("Workers", str(job.spec.resources.student_workers)),
         ("Attempt", str(job.attempt)),
-        ("Time so far" if job.finished_at is None else "Took", duration(elapsed)),
+        ("Running for" if job.finished_at is None else "Duration", format_duration(elapsed)),
     ]
     if job.model is not None:
         facts.append(("Model", job.model.location))
@@ -156,36 +170,49 @@ def checkpoint_view(checkpoint: Checkpoint) -> CheckpointView:
     return CheckpointView(
         step=checkpoint.step,
         kind="model" if checkpoint.is_export else "training state",
-        size=size(checkpoint.bytes),
+        size=format_size(checkpoint.bytes),
         location=checkpoint.location,
     )
 
 
 def overview_charts(jobs: Sequence[Job]) -> list[Chart]:
-    """The loss curves of the newest jobs in one plot, and their teacher's waiting beside it."""
+    """The loss curves of the newest jobs in one plot, and their waits for the teacher in another."""
     newest = jobs[:OVERVIEW_JOBS]
     return [
-        Chart(title, tuple({"job": job.id, "name": name, "label": job.name or job.id} for job in newest))
-        for title, name in (
-            ("Training loss", "loss"),
-            ("Seconds waited for the teacher", "teacher_wait_seconds"),
+        Chart(
+            chart_title(figure),
+            tuple({"job": job.id, "name": figure.name, "label": job.name or job.id} for job in newest),
         )
+        for figure in (LOSS, TEACHER_WAIT_SECONDS)
     ]
 
 
 def job_charts(job: Job) -> list[Chart]:
     """All charts of one job; the terms of its loss are drawn together."""
+    names = term_names(job.spec.objective)
     terms = Chart(
-        "Loss by term",
-        tuple(
-            {"job": job.id, "name": LOSS.of(name), "label": name} for name in term_names(job.spec.objective)
-        ),
+        "Loss by term", tuple({"job": job.id, "name": LOSS.of(name), "label": name} for name in names)
     )
     others = [
-        Chart(title, tuple({"job": job.id, "name": name, "label": name} for name in names))
-        for title, names in JOB_CHARTS
+        Chart(chart_title(*figures), tuple(_drawn_series(job.id, figure) for figure in figures))
+        for figures in JOB_CHARTS
     ]
     return [others[0], terms, *others[1:]]
+
+
+def _drawn_series(job_id: str, figure: Figure) -> dict[str, str]:
+    name = figure.of(HELD_OUT_MEMBER) if figure is HELD_OUT else figure.name
+    return {"job": job_id, "name": name, "label": name}
+
+
+def chart_title(*figures: Figure) -> str:
+    """The titles of figures of one unit, and the unit in brackets."""
+    if figures == (HELD_OUT,):
+        return f"Held-out NELBO ({Unit.NATS_PER_TOKEN})"
+    first, *others = (figure.title for figure in figures)
+    title = " and ".join([first, *(other[:1].lower() + other[1:] for other in others)])
+    unit = figures[0].unit
+    return title if unit is Unit.NONE else f"{title} ({unit})"
 
 
 def short_name(location: str) -> str:
@@ -193,12 +220,12 @@ def short_name(location: str) -> str:
     return location.rstrip("/").rsplit("/", 1)[-1]
 
 
-def moment(time: datetime) -> str:
+def format_moment(time: datetime) -> str:
     """A time to the minute, UTC."""
     return time.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A duration in the two largest units: "1 h 5 min", "3 min 20 s"; empty when unknown."""
     if seconds is None:
         return ""
@@ -209,7 +236,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def size(count: int) -> str:
+def format_size(count: int) -> str:
     """Bytes in a binary unit."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):

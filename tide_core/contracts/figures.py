@@ -47,6 +47,12 @@ class Figure:
     member_label: str = ""
     whole: str = ""
 
+    @property
+    def gauge_name(self) -> str:
+        """Full name of its gauge in Prometheus."""
+        assert self.gauge, f"{self.name} has no gauge"
+        return f"tide_job_{self.gauge}"
+
     def of(self, member: str) -> str:
         """Name of one member's series."""
         assert self.member_label, f"{self.name} has no members"
@@ -215,4 +221,4 @@ def figure_of(series: str) -> tuple[Figure, str] | None:
 
 def gauges() -> Iterator[tuple[str, Figure]]:
     """The gauges of running jobs, by their full names in Prometheus."""
-    return ((f"tide_job_{figure.gauge}", figure) for figure in FIGURES if figure.gauge)
+    return ((figure.gauge_name, figure) for figure in FIGURES if figure.gauge)

@@ -17,13 +17,13 @@ from service.access.attempt_tokens import AttemptIdentity
 from service.app import create_app
 from service.clock import utc_now
 from service.db.session import Database
-from service.health.readings import _OF_STEP
 from service.jobs import reports, repository
 from service.jobs.state_machine import transition
 from service.jobs.tables import MetricRow
 from service.observability.metrics import GAUGES, REGISTRY
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
+from tide_core.contracts.figures import FIGURES, gauges
 from tide_core.contracts.reporting import Finished, Report, ReportBatch
 from tide_core.contracts.states import JobState, Phase
 from tools import metrics_page as metrics_document
@@ -170,11 +170,36 @@ async def test_the_end_of_a_phase_is_timed(database: Database, post_job: PostJob
     assert 40 <= ended("sum") - seconds < 60
 
 
-def test_what_the_workers_report_has_a_gauge() -> None:
-    assert set(_OF_STEP.values()) <= set(GAUGES)
-    student = Path(__file__).parents[3] / "workers" / "student"
-    text = (student / "loop.py").read_text() + (student / "stream.py").read_text()
-    assert all(f'"{name}"' in text for name in _OF_STEP), "a figure was renamed in the trainer"
+def test_the_gauges_of_what_the_workers_report_keep_their_names() -> None:
+    """Dashboards and alerts outside of this repository read them."""
+    expected = {
+        "loss": "tide_job_loss",
+        "mask_rate": "tide_job_mask_ratio",
+        "lambda": "tide_job_teacher_trust_ratio",
+        "gradient_norm": "tide_job_gradient_norm",
+        "learning_rate": "tide_job_learning_rate",
+        "step_seconds": "tide_job_step_seconds",
+        "tokens_per_second": "tide_job_tokens_per_second",
+        "teacher_wait_seconds": "tide_job_teacher_wait_seconds",
+        "feed_wait_seconds": "tide_job_feed_wait_seconds",
+        "teacher_queue_seconds": "tide_job_teacher_queue_seconds",
+        "teacher_compute_seconds": "tide_job_teacher_compute_seconds",
+        "teacher_bytes": "tide_job_teacher_answer_bytes",
+        "teacher_cache_hit_ratio": "tide_job_teacher_cache_hit_ratio",
+        "teacher_tail_mass": "tide_job_teacher_tail_mass_ratio",
+        "held_out": "tide_job_held_out",
+    }
+    assert {figure.name: name for name, figure in gauges()} == expected
+    assert set(expected.values()) <= set(GAUGES)
+
+
+def test_the_control_plane_spells_no_figures_name() -> None:
+    folder = Path(__file__).parents[3] / "service"
+    names = {f'"{figure.name}' + ("/" if figure.member_label else '"') for figure in FIGURES}
+    names -= {'"lambda"', '"learning_rate"'}  # common words
+    for path in folder.rglob("*.py"):
+        text = path.read_text()
+        assert not [name for name in names if name in text], path
 
 
 def _metric(job_id: str, name: str, step: int, value: float) -> MetricRow:
