@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.arms import FINGERPRINT, describe
-from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherLease
+from tide_core.contracts.serving import TEACHERS
+from tide_core.contracts.teacher import TeacherLease
 from tide_core.models.reading import ReadPlaces
+from workers.applications import make_application
 from workers.teachers import app
 from workers.teachers.engine import EngineSettings, TeacherEngine
 
@@ -85,16 +87,8 @@ def deploy(name: str, *, seconds_per_token: float, max_batch_tokens: int = 4096)
     """Serve a paced teacher with the product's settings; its handle. Ray must be initialised."""
     from ray import serve
 
-    deployment = serve.deployment(
-        PacedTeacher,
-        name=TEACHER_DEPLOYMENT,
-        num_replicas=1,
-        ray_actor_options={"num_cpus": 0.1},
-        max_ongoing_requests=app.MAX_ONGOING_REQUESTS,
-        max_queued_requests=app.MAX_QUEUED_REQUESTS,
-        logging_config={"enable_access_log": False},
-    )
-    return serve.run(deployment.bind(seconds_per_token, max_batch_tokens), name=name, route_prefix=None)
+    application = make_application(TEACHERS, PacedTeacher, seconds_per_token, max_batch_tokens, cpus=0.1)
+    return serve.run(application, name=name, route_prefix=None)
 
 
 def lease(name: str) -> TeacherLease:

@@ -15,17 +15,8 @@ from service.orchestrator.compute import (
     Scaling,
 )
 from tide_core.contracts.environment import compute_environment
-from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, PoolState, TeacherPool
-
-IMPORT_PATH = "workers.teachers.app:build"
-"""What Ray Serve imports to build a teacher's application."""
-SCALING_POLICY = "workers.teachers.scaling:QueueDelayPolicy"
-"""What Ray Serve asks for the number of replicas."""
-_REPLICA_ENVIRONMENT = {
-    # Scoring is asynchronous and never holds up the event loop, so it needs no thread of its own; the hop to
-    # it and back costs every request a fifth of a millisecond.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-}
+from tide_core.contracts.serving import TEACHERS
+from tide_core.contracts.teacher import PoolState, TeacherPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +131,14 @@ def _application(snapshot: PoolSnapshot, running: ApplicationState | None, rules
     gpus = before.gpus_per_replica if before else pool.gpus_per_replica
     return Application(
         name=pool.application,
-        import_path=IMPORT_PATH,
+        import_path=TEACHERS.import_path,
         arguments=_arguments(pool, cpus, gpus, rules.storage),
-        deployment=TEACHER_DEPLOYMENT,
+        deployment=TEACHERS.deployment,
         scaling=_scaling(snapshot.leases, before, rules),
         cpus_per_replica=cpus,
         gpus_per_replica=gpus,
         node_labels=rules.node_labels,
-        environment=compute_environment(int(cpus)) | _REPLICA_ENVIRONMENT,
+        environment=compute_environment(int(cpus)) | TEACHERS.environment,
     )
 
 
@@ -158,7 +149,7 @@ def _scaling(leases: Sequence[LeasedReplicas], before: Application | None, rules
     return Scaling(
         minimum=minimum,
         maximum=max(minimum, max((lease.maximum for lease in leases), default=idle[1])),
-        policy=SCALING_POLICY,
+        policy=TEACHERS.scaling_policy,
         arguments={"target_seconds": rules.queue_delay_seconds},
         up_after_seconds=rules.grow_after_seconds,
         down_after_seconds=rules.shrink_after_seconds,
@@ -168,4 +159,4 @@ def _scaling(leases: Sequence[LeasedReplicas], before: Application | None, rules
 def _arguments(pool: TeacherPool, cpus: float, gpus: float, storage: str) -> dict[str, Any]:
     # Always one replica here: the size is set beside the arguments, whose change would restart them all.
     constant = pool.model_copy(update={"replicas": 1, "cpus_per_replica": cpus, "gpus_per_replica": gpus})
-    return constant.model_dump(mode="json") | {"storage": storage}
+    return TEACHERS.pack(constant, storage)

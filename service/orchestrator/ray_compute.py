@@ -25,11 +25,10 @@ from service.orchestrator.compute import (
     SubmissionStatus,
 )
 from tide_core.contracts.errors import ComputeUnavailableError
+from tide_core.contracts.serving import is_ours
 
 _JOBS = "/api/jobs/"
 _APPLICATIONS = "/api/serve/applications/"
-_PREFIX = "teacher-"
-"""Applications of Tide's; others on a shared cluster are left alone."""
 _TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _MIB = 1 << 20
@@ -116,7 +115,7 @@ class RayCompute:
         foreign = [
             details["deployed_app_config"]
             for name, details in known.items()
-            if not name.startswith(_PREFIX) and details.get("deployed_app_config")
+            if not is_ours(name) and details.get("deployed_app_config")
         ]
         body = {
             "proxy_location": "Disabled",
@@ -127,7 +126,7 @@ class RayCompute:
     async def applications(self) -> dict[str, ApplicationState]:
         """GET all applications, ours only."""
         known = await self._application_details()
-        return {name: _to_state(details) for name, details in known.items() if name.startswith(_PREFIX)}
+        return {name: _to_state(details) for name, details in known.items() if is_ours(name)}
 
     async def resources(self) -> ClusterResources:
         """GET the summary of all nodes; dead ones do not count."""

@@ -1,10 +1,10 @@
-"""The objects of the REST interface, for both of its ends: the control plane fills them in, clients read them.
+"""The objects of the REST interface, for both ends: the control plane fills them in, clients read them.
 
 In: nothing but pydantic and the other contracts. Out: one model for each object that `/v1` answers with, the
 page of a list, and the error envelope. Field docstrings are the descriptions in `docs/openapi.json`.
 
-These models ignore unknown fields, since a newer server may send some. The contracts inside them refuse unknown
-fields unless they are read with ``extra="ignore"``, as `tide` does.
+These models ignore unknown fields, since a newer server may send some. The contracts inside them refuse
+unknown fields unless they are read with ``extra="ignore"``, as `tide` does.
 """
 
 from __future__ import annotations

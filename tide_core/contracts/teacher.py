@@ -16,6 +16,8 @@ from tide_core.contracts.states import Phase
 
 TEACHER_DEPLOYMENT = "teacher"
 """Name of the Serve deployment inside a teacher's application."""
+TEACHER_PREFIX = "teacher-"
+"""How the name of a teacher's application begins."""
 QUANTISATION_BITS = {"int8": 8, "int4": 4}
 """Bits that a quantised weight takes, without the scale of its group."""
 QUANTISATION_GROUP = 32
@@ -58,7 +60,7 @@ class TeacherPool(Contract):
         # Without defaults: a field that a later version adds must not rename the pools that run.
         said = self.teacher.model_dump_json(exclude_defaults=True)
         digest = hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
-        return f"teacher-{digest}"
+        return f"{TEACHER_PREFIX}{digest}"
 
 
 def pool_for(spec: ResolvedJobSpec) -> TeacherPool:

@@ -1,6 +1,8 @@
-"""The Serve application of a teacher pool: ``import_path: workers.teachers.app:build``.
+"""The Serve application of a teacher's pool: the kind `TEACHERS` of `tide_core.contracts.serving`.
 
-This module is imported by the process that builds the application, so nothing heavy is imported here.
+In: a `TeacherPool`, and score requests of all jobs that lease it. Out: answers of the engine, errors as
+values, and a health check that ends a replica whose answers are not the teacher's any more. The process that
+builds the application imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,47 +13,34 @@ from typing import TYPE_CHECKING, Any
 
 from tide_core.contracts.errors import TideError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
-from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherDescription, TeacherPool
+from tide_core.contracts.serving import TEACHERS
+from tide_core.contracts.teacher import TeacherDescription, TeacherPool
+from workers.applications import make_application
 from workers.ray_tensors import require_nixl
 from workers.teachers.holding import SHELF, HeldAnswer, hold_answer
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-# The engine batches what is there and refuses what is too much, so Serve should let requests through.
-MAX_ONGOING_REQUESTS = 512
-# Per client process, on top of those under way; above it the client sees BackPressureError and backs off.
-MAX_QUEUED_REQUESTS = 1024
-# A check costs nothing, and a replica that died is missed only at the next one.
-HEALTH_CHECK_PERIOD_SECONDS = 2.0
-HEALTH_CHECK_TIMEOUT_SECONDS = 60.0
-
 
 def build(args: dict[str, Any]) -> Application:
     """The application for one pool, called by Serve with the application's ``args``.
 
     Args:
-        args: fields of a :class:`TeacherPool`. ``storage``, the root of the storage, may come with them.
+        args: a :class:`TeacherPool` as :meth:`ApplicationKind.pack` packs it.
 
     Raises:
         pydantic.ValidationError: the arguments are no pool.
     """
-    from ray import serve
-
-    pool = TeacherPool.model_validate({name: value for name, value in args.items() if name != "storage"})
-    deployment = serve.deployment(
+    pool = TEACHERS.unpack(args)
+    return make_application(
+        TEACHERS,
         Teacher,
-        name=TEACHER_DEPLOYMENT,
-        num_replicas=pool.replicas,
-        ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": pool.gpus_per_replica},
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        max_queued_requests=MAX_QUEUED_REQUESTS,
-        health_check_period_s=HEALTH_CHECK_PERIOD_SECONDS,
-        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
-        # A line a request would be a line a training step.
-        logging_config={"enable_access_log": False},
+        pool.model_dump(mode="json"),
+        replicas=pool.replicas,
+        cpus=pool.cpus_per_replica,
+        gpus=pool.gpus_per_replica,
     )
-    return deployment.bind(pool.model_dump(mode="json"))
 
 
 class Teacher:

@@ -22,6 +22,7 @@ from service.orchestrator.compute import (
 from service.orchestrator.pools import LeasedReplicas, PoolRules, PoolSnapshot
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.placement import Purpose, labels_for
+from tide_core.contracts.serving import TEACHERS
 from tide_core.contracts.teacher import PoolState, TeacherPool
 from tide_core.models.quantisation import memory_bytes
 from tide_core.models.teachers.adapter import load_teacher
@@ -81,7 +82,7 @@ def test_the_roomiest_lease_decides_how_far_a_pool_grows() -> None:
 
 
 def test_the_policy_is_where_it_is_said_to_be() -> None:
-    module, _, name = pools.SCALING_POLICY.partition(":")
+    module, _, name = TEACHERS.scaling_policy.partition(":")
     (application,) = desired(snapshot(1))
     policy = getattr(importlib.import_module(module), name)(**application.scaling.arguments)
     assert policy.target_seconds == RULES.queue_delay_seconds

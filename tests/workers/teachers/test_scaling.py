@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.orchestrator.pools import SCALING_POLICY
+from tide_core.contracts.serving import TEACHERS
 from workers.teachers.scaling import BUSY, QUEUE_DELAY, LoadMeter, QueueDelayPolicy, wanted_replicas
 
 
@@ -97,7 +97,7 @@ class TestPolicy:
         from ray.serve.config import AutoscalingPolicy
 
         arguments = {"target_seconds": 0.5}
-        sent = AutoscalingPolicy(policy_function=SCALING_POLICY, policy_kwargs=arguments)
+        sent = AutoscalingPolicy(policy_function=TEACHERS.scaling_policy, policy_kwargs=arguments)
         packed = sent.get_serialized_policy_def()
         for name in [name for name in sys.modules if name.partition(".")[0] in ("workers", "tide_core")]:
             monkeypatch.setitem(sys.modules, name, None)
