@@ -45,6 +45,7 @@ SILENT_FIELDS = frozenset(
         "norm_head",
         "moe_router_enable_expert_bias",
         "moe_shared_expert_intermediate_size",
+        "quantization_config",
     }
 )
 
@@ -190,7 +191,7 @@ def _refuse_unsupported(payload: dict[str, Any]) -> None:
     layer_types = payload.get("layer_types") or []
     if any(kind != "full_attention" for kind in layer_types) or payload.get("use_sliding_window"):
         raise CheckpointError("Sliding-window attention is not supported.", param="layer_types")
-    if "quantization_config" in payload:
+    if payload.get("quantization_config") is not None:
         raise CheckpointError(
             "Quantised checkpoints are not supported: use the original weights.", param="quantization_config"
         )

@@ -1,5 +1,6 @@
 """Configurations: unknown fields pass, contradictions and what is not supported do not."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,8 @@ from structlog.testing import capture_logs
 
 from tide_core.contracts.errors import CheckpointError
 from tide_core.models.dense import DenseConfig
-from tide_core.models.rotary import LinearScaling, Llama3Scaling
-from tide_core.models.teachers.llada2_moe import LLaDA2MoeConfig
+from tide_core.models.rotary import LinearScaling, Llama3Scaling, YarnScaling
+from tide_core.models.teachers.llada2_moe import LLaDA2MoeConfig, LLaDA2MoeModel
 
 DENSE = ["qwen3", "qwen2", "llama", "wedlm", "a2d-qwen3", "a2d-qwen2", "a2d-llama"]
 
@@ -53,8 +54,17 @@ def test_unknown_fields_of_a_mixture_are_logged_and_left(moe_config: Callable[..
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "rope_parameters"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default"},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "rope_scaling",
+        ),
         ({"model_type": "gpt2"}, "model_type"),
     ],
 )
@@ -93,7 +103,9 @@ def test_a_missing_field_is_named(dense_config: Callable[..., DenseConfig]) -> N
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_size": 26, "head_dim": None}, "head_dim"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "rope_scaling"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size"),
+        ({"num_experts_per_tok": None}, "num_experts_per_tok"),
         ({"eos_token_id": 89}, "eos_token_id"),
         ({"mask_token_id": 89}, "mask_token_id"),
         ({"score_function": "softmax"}, "score_function"),
@@ -124,8 +136,54 @@ def test_rotary_scalings_round_trip(dense_config: Callable[..., DenseConfig]) ->
     assert scaled.rotary.scaling == LinearScaling(2.0)
     smoothed = dense_config(rope_scaling={"rope_type": "llama3", "factor": 8.0, **llama3})
     assert smoothed.rotary.scaling == Llama3Scaling(8.0, 1.0, 4.0, 32)
-    for config in (scaled, smoothed):
+    yarn = dense_config(
+        rope_scaling={"type": "yarn", "factor": 4.0, "beta_fast": 16}, max_position_embeddings=64
+    )
+    assert yarn.rotary.scaling == YarnScaling(4.0, 64, 0.1 * math.log(4) + 1, beta_fast=16.0)
+    for config in (scaled, smoothed, yarn):
         assert DenseConfig.from_json(config.to_json()) == config
+
+
+def test_both_rotary_spellings_may_say_the_same(dense_config: Callable[..., DenseConfig]) -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    config = dense_config(rope_scaling=scaling, rope_parameters={**scaling, "rope_theta": 10_000.0})
+    assert config.rotary.scaling == LinearScaling(2.0)
+    with pytest.raises(CheckpointError, match=r"rope_parameters .*'default'.* and rope_scaling .*'linear'"):
+        dense_config(rope_scaling=scaling, rope_parameters={"rope_type": "default"})
+
+
+def test_no_quantisation_is_a_valid_answer(dense_config: Callable[..., DenseConfig]) -> None:
+    with capture_logs() as logs:
+        assert dense_config(quantization_config=None) == dense_config()
+    assert logs == []
+
+
+@pytest.mark.parametrize("shared", [0, None])
+def test_a_mixture_without_shared_experts_is_valid(
+    moe_config: Callable[..., LLaDA2MoeConfig], shared: int | None
+) -> None:
+    config = moe_config(num_shared_experts=shared)
+    assert config.num_shared_experts == 0
+    assert LLaDA2MoeConfig.from_json(config.to_json()) == config
+
+
+def test_a_mixture_without_experts_is_dense(moe_config: Callable[..., LLaDA2MoeConfig]) -> None:
+    config = moe_config(num_experts=None, num_experts_per_tok=None, moe_intermediate_size=None)
+    assert LLaDA2MoeConfig.from_json(config.to_json()) == config
+    assert "num_experts" in config.to_json()
+    model = LLaDA2MoeModel.from_config(config)
+    assert not any("experts" in key or "mlp.gate." in key for key in model.checkpoint_tensors())
+
+
+def test_weights_that_do_not_sum_to_one_are_honoured_aloud(
+    moe_config: Callable[..., LLaDA2MoeConfig],
+) -> None:
+    with capture_logs() as logs:
+        assert moe_config().routing_rule.is_normalised
+        assert not moe_config(norm_topk_prob=False).routing_rule.is_normalised
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("expert_weights_not_normalised", "warning")
+    ]
 
 
 def test_the_genuine_sizes_parse() -> None:

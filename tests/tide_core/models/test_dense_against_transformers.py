@@ -30,6 +30,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 FAMILIES = {
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 with bias": ("Qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": False}),
@@ -37,6 +43,33 @@ FAMILIES = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama with bias": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama 3 scaling": ("Llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 512}),
+    "yarn": ("Qwen3", {"head_dim": 16, "rope_parameters": YARN, "max_position_embeddings": 256}),
+    "yarn with all its fields": (
+        "Qwen2",
+        {
+            "rope_parameters": {
+                **YARN,
+                "beta_fast": 8.0,
+                "beta_slow": 0.5,
+                "mscale": 1.2,
+                "mscale_all_dim": 0.7,
+                "truncate": False,
+            },
+            "max_position_embeddings": 256,
+        },
+    ),
+    "yarn with a given amplitude": (
+        "Llama",
+        {"rope_parameters": YARN | {"attention_factor": 0.8}, "max_position_embeddings": 256},
+    ),
+    "yarn without the length before": (
+        "Qwen3",
+        {
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 2.0},
+            "max_position_embeddings": 128,
+        },
+    ),
     "linear scaling": (
         "Qwen3",
         {"head_dim": 8, "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}},
@@ -73,7 +106,18 @@ def test_same_logits_under_causal_and_arbitrary_masks(family: str, tmp_path: Pat
             )
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama 3 scaling", "linear scaling", "llama with bias"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen3",
+        "qwen2",
+        "llama 3 scaling",
+        "yarn",
+        "yarn with all its fields",
+        "linear scaling",
+        "llama with bias",
+    ],
+)
 def test_an_exported_student_loads_in_plain_transformers(family: str, tmp_path: Path) -> None:
     name, _ = FAMILIES[family]
     genuine(family, tmp_path / "causal")

@@ -50,7 +50,8 @@ def route(config: LLaDA2MoeConfig, weights: Weights, prefix: str, x: Vector) -> 
     best = sorted(range(config.n_group), key=lambda g: -group_score[g])[: config.topk_group]
     allowed = [e for g in best for e in groups[g]]
     chosen = sorted(allowed, key=lambda e: -biased[e])[: config.num_experts_per_tok]
-    total = sum(scores[e] for e in chosen) + 1e-20 if config.num_experts_per_tok > 1 else 1.0
+    is_normalised = config.norm_topk_prob and config.num_experts_per_tok > 1
+    total = sum(scores[e] for e in chosen) + 1e-20 if is_normalised else 1.0
     return {e: scores[e] / total * config.routed_scaling_factor for e in chosen}
 
 
@@ -115,10 +116,12 @@ def oracle(
         xs = [[a + b for a, b in zip(x, m, strict=True)] for x, m in zip(xs, mixed, strict=True)]
         for index, x in enumerate(xs):
             h = norm(weights[prefix + "post_attention_layernorm.weight"], x, 1e-6)
-            if layer < config.first_k_dense_replace:
+            if config.num_experts is None or layer < config.first_k_dense_replace:
                 update = feed_forward(weights, prefix + "mlp.", h)
             else:
-                update = feed_forward(weights, prefix + "mlp.shared_experts.", h)
+                update = [0.0] * len(h)
+                if config.num_shared_experts:
+                    update = feed_forward(weights, prefix + "mlp.shared_experts.", h)
                 for expert, weight in route(config, weights, prefix + "mlp.", h).items():
                     part = feed_forward(weights, f"{prefix}mlp.experts.{expert}.", h)
                     update = [u + weight * v for u, v in zip(update, part, strict=True)]
@@ -140,8 +143,26 @@ def shaken(config: LLaDA2MoeConfig, seed: int = 3) -> LLaDA2MoeModel:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_experts_per_tok": 1}, {"n_group": 8, "topk_group": 3}, {"n_group": 16, "topk_group": 5}],
-    ids=["plain", "one expert a token", "groups of two", "groups of one"],
+    [
+        {},
+        {"num_experts_per_tok": 1},
+        {"n_group": 8, "topk_group": 3},
+        {"n_group": 16, "topk_group": 5},
+        {"norm_topk_prob": False},
+        {"num_shared_experts": None},
+        {"num_shared_experts": 2},
+        {"num_experts": None},
+    ],
+    ids=[
+        "plain",
+        "one expert a token",
+        "groups of two",
+        "groups of one",
+        "weights as they are",
+        "no shared expert",
+        "two shared experts",
+        "no experts",
+    ],
 )
 def test_hidden_states_equal_the_transcription(
     moe_config: Callable[..., LLaDA2MoeConfig], changes: dict

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
@@ -13,6 +14,8 @@ from tide_core.models.decoder import Decoder
 from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
 from tide_core.models.mixture import MixtureFeedForward, RoutingRule
 
+logger = structlog.get_logger(__name__)
+
 MODEL_TYPE = "llada2_moe"
 
 
@@ -20,14 +23,20 @@ MODEL_TYPE = "llada2_moe"
 class LLaDA2MoeConfig(DecoderConfig):
     """Configuration of LLaDA2; field names as in the genuine ``config.json``.
 
+    Attributes:
+        num_experts: routed experts of a sparse layer; None: every layer is dense.
+        moe_intermediate_size, num_experts_per_tok: needed where there are experts.
+        num_shared_experts: experts that see every token; 0 where the file says null.
+        norm_topk_prob: whether the chosen experts' weights sum to one.
+
     Raises (on construction):
         CheckpointError: fields contradict each other, e.g. experts that do not divide into their groups.
     """
 
     model_type: str = MODEL_TYPE
-    moe_intermediate_size: int
-    num_experts: int
-    num_experts_per_tok: int
+    num_experts: int | None
+    moe_intermediate_size: int | None = None
+    num_experts_per_tok: int | None = None
     num_shared_experts: int = 1
     n_group: int = 1
     topk_group: int = 1
@@ -57,17 +66,28 @@ class LLaDA2MoeConfig(DecoderConfig):
                 f"first_k_dense_replace is {self.first_k_dense_replace}, of {self.num_hidden_layers} layers.",
                 param="first_k_dense_replace",
             )
-        if self.num_experts < 1 or self.n_group < 1 or self.num_experts % self.n_group:
+        if self.num_experts is not None:
+            self._check_experts(self.num_experts)
+
+    def _check_experts(self, experts: int) -> None:
+        for name in ("moe_intermediate_size", "num_experts_per_tok"):
+            if (getattr(self, name) or 0) < 1:
+                raise CheckpointError(
+                    f"{name} must be at least 1 where num_experts is {experts}, not {getattr(self, name)}.",
+                    param=name,
+                )
+        if experts < 1 or self.n_group < 1 or experts % self.n_group:
             raise CheckpointError(
-                f"{self.num_experts} experts do not divide into {self.n_group} groups.", param="n_group"
+                f"{experts} experts do not divide into {self.n_group} groups.", param="n_group"
             )
         if not 1 <= self.topk_group <= self.n_group:
             raise CheckpointError(
                 f"topk_group must lie between 1 and n_group = {self.n_group}, not {self.topk_group}.",
                 param="topk_group",
             )
-        available = self.topk_group * (self.num_experts // self.n_group)
-        if not 1 <= self.num_experts_per_tok <= available:
+        available = self.topk_group * (experts // self.n_group)
+        assert self.num_experts_per_tok is not None
+        if self.num_experts_per_tok > available:
             raise CheckpointError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but the kept groups hold {available}.",
                 param="num_experts_per_tok",
@@ -81,7 +101,15 @@ class LLaDA2MoeConfig(DecoderConfig):
                 raise CheckpointError(
                     f"{name} {payload[name]!r} is not supported: LLaDA2 has {str(only).lower()}.", param=name
                 )
+        if payload.get("num_shared_experts", 1) is None:
+            payload = {**payload, "num_shared_experts": 0}
         config = super().from_json(payload)
+        if payload.get("num_experts") is not None and payload.get("norm_topk_prob") is False:
+            logger.warning(
+                "expert_weights_not_normalised",
+                field="norm_topk_prob",
+                note="config.json says false, and so it is done; other programs normalise them all the same",
+            )
         shared, routed = (
             payload.get("moe_shared_expert_intermediate_size"),
             payload.get("moe_intermediate_size"),
@@ -93,6 +121,10 @@ class LLaDA2MoeConfig(DecoderConfig):
                 param="moe_shared_expert_intermediate_size",
             )
         return config
+
+    def to_json(self) -> dict[str, Any]:
+        # A dense model says so: without the field, other programs take a number of experts of their own.
+        return super().to_json() | ({"num_experts": None} if self.num_experts is None else {})
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -110,6 +142,8 @@ class LLaDA2MoeConfig(DecoderConfig):
     @property
     def routing_rule(self) -> RoutingRule:
         """How a sparse layer chooses experts."""
+        assert self.num_experts is not None
+        assert self.num_experts_per_tok is not None
         return RoutingRule(
             experts=self.num_experts,
             groups=self.n_group,
@@ -131,8 +165,9 @@ class LLaDA2MoeModel(Decoder):
     def build_layer(self, index: int) -> DecoderLayer:
         config = self.config
         attention = Attention(config.attention_shape, index)
-        if index < config.first_k_dense_replace:
+        if config.num_experts is None or index < config.first_k_dense_replace:
             return DecoderLayer(attention, GatedFeedForward(config.hidden_size, config.intermediate_size))
+        assert config.moe_intermediate_size is not None
         return DecoderLayer(
             attention,
             MixtureFeedForward(
