@@ -25,7 +25,7 @@ from benchmarks.naive.batch import naive_batch, staircase_mask
 from benchmarks.scenario import SCENARIOS, Scenario, Sizes, recipe, samples, student, teacher
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.models.decoder import Decoder
-from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
+from tide_core.models.mixture import MixtureFeedForward
 from tide_core.samplers.block import sample
 from tide_core.samplers.settings import SamplerSettings
 from tide_core.scoring.layouts import footprint, samples_of
@@ -238,13 +238,14 @@ def forward_flops(model: Decoder, batch: int, length: int) -> float:
 def _used_weights(model: Decoder) -> int:
     """Weights that a token's way through the layers multiplies with."""
     everything = sum(weight.numel() for layer in model.layers for weight in layer.parameters())
-    if not isinstance(model, LLaDA2MoeModel):
-        return everything
-    config = model.config
-    idle = config.num_experts - config.num_experts_per_tok
-    per_expert = 3 * config.hidden_size * config.moe_intermediate_size
-    sparse_layers = config.num_hidden_layers - config.first_k_dense_replace
-    return everything - sparse_layers * idle * per_expert
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureFeedForward)]
+    idle = sum(
+        (mixture.experts.gate_up.numel() + mixture.experts.down.numel())
+        * (mixture.router.rule.experts - mixture.router.rule.chosen)
+        // mixture.router.rule.experts
+        for mixture in mixtures
+    )
+    return everything - idle
 
 
 def measure(sizes: Sizes, *, repeats: int) -> dict[str, Any]:
