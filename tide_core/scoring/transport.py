@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from tide_core.contracts.errors import FingerprintMismatchError, ScoreError
+from tide_core.contracts.errors import FingerprintMismatchError, InvalidInputError, ScoreError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, TensorValues, Values, Want
 from tide_core.contracts.teacher import TeacherDescription
 
@@ -38,6 +38,51 @@ class ScoreTransport(Protocol):
 
     def close(self) -> None:
         """Cancel what is under way and let go of everything; futures that are not done raise."""
+
+
+def check_request(
+    request: ScoreRequest, *, fingerprint: str, vocab_size: int, knows_boundaries: bool
+) -> None:
+    """Refuse a question that this teacher cannot answer.
+
+    Args:
+        request: the question.
+        fingerprint: of the teacher.
+        vocab_size: rows of its LM head.
+        knows_boundaries: whether it was told which ids begin a pre-token.
+
+    Raises:
+        FingerprintMismatchError: the request is for another teacher.
+        InvalidInputError: ids outside the vocabulary, a weight or block size that is not positive, or
+            boundaries that the teacher does not know.
+    """
+    if request.fingerprint is not None and request.fingerprint != fingerprint:
+        raise FingerprintMismatchError(
+            f"The request wants the teacher {request.fingerprint}, this one is {fingerprint}.",
+            param="fingerprint",
+        )
+    if request.block_size < 1 or not 0 < request.weight < float("inf"):
+        raise InvalidInputError(
+            f"block_size ({request.block_size}) and weight ({request.weight}) must be positive.",
+            param="block_size" if request.block_size < 1 else "weight",
+        )
+    lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
+    if lowest < 0 or highest >= vocab_size:
+        raise InvalidInputError(
+            f"token_ids holds {lowest if lowest < 0 else highest}, outside the teacher's vocabulary of "
+            f"{vocab_size}: was the text tokenised with the teacher's tokenizer?",
+            param="token_ids",
+        )
+    if request.top_k is not None and request.top_k.vocab > vocab_size:
+        raise InvalidInputError(
+            f"top_k asks about {request.top_k.vocab} ids, the teacher has {vocab_size}.", param="top_k"
+        )
+    if request.want is Want.TARGET_AND_BOUNDARY and not knows_boundaries:
+        raise InvalidInputError(
+            "This teacher was loaded without its tokenizer's boundaries: it cannot say where pre-tokens "
+            "begin.",
+            param="want",
+        )
 
 
 def check_response(request: ScoreRequest, response: ScoreResponse, fingerprint: str | None) -> None:

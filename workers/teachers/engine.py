@@ -21,8 +21,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tide_core.contracts.errors import (
-    FingerprintMismatchError,
-    InvalidInputError,
     RetryableScoreError,
     ScoreError,
     TideError,
@@ -34,6 +32,7 @@ from tide_core.queueing.fair_queue import Entry, FairQueue
 from tide_core.scoring.answers import Slices
 from tide_core.scoring.forward import Scored, score_samples
 from tide_core.scoring.layouts import ForwardInput, Sample, footprint, forward_input, samples_of
+from tide_core.scoring.transport import check_request
 from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
 from workers.teachers.streams import Landing, Streams
 
@@ -162,7 +161,12 @@ class TeacherEngine:
             InvalidInputError: ids outside the vocabulary, or a weight or block size that is not positive.
             RetryableScoreError: the queue is full, or the engine is quarantined or closed.
         """
-        self._check(request)
+        check_request(
+            request,
+            fingerprint=self.fingerprint,
+            vocab_size=self.model.vocab_size,
+            knows_boundaries=self._begins_pretoken is not None,
+        )
         is_held = is_held and request.want is Want.HIDDEN
         samples = samples_of(request, is_held=is_held)
         pending = _Pending(
@@ -216,36 +220,6 @@ class TeacherEngine:
             self._changed.notify_all()
         self._fail(left, RetryableScoreError("The teacher is shutting down: ask another replica."))
         self._worker.join(timeout)
-
-    def _check(self, request: ScoreRequest) -> None:
-        if request.fingerprint is not None and request.fingerprint != self.fingerprint:
-            raise FingerprintMismatchError(
-                f"The request wants the teacher {request.fingerprint}, this one is {self.fingerprint}.",
-                param="fingerprint",
-            )
-        if request.block_size < 1 or not 0 < request.weight < float("inf"):
-            raise InvalidInputError(
-                f"block_size ({request.block_size}) and weight ({request.weight}) must be positive.",
-                param="block_size" if request.block_size < 1 else "weight",
-            )
-        lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
-        if lowest < 0 or highest >= self.model.vocab_size:
-            raise InvalidInputError(
-                f"token_ids holds {lowest if lowest < 0 else highest}, outside the teacher's vocabulary of "
-                f"{self.model.vocab_size}: was the text tokenised with the teacher's tokenizer?",
-                param="token_ids",
-            )
-        if request.top_k is not None and request.top_k.vocab > self.model.vocab_size:
-            raise InvalidInputError(
-                f"top_k asks about {request.top_k.vocab} ids, the teacher has {self.model.vocab_size}.",
-                param="top_k",
-            )
-        if request.want is Want.TARGET_AND_BOUNDARY and self._begins_pretoken is None:
-            raise InvalidInputError(
-                "This teacher was loaded without its tokenizer's boundaries: it cannot say where pre-tokens "
-                "begin.",
-                param="want",
-            )
 
     def _refuse_if_unavailable(self, *, is_probe: bool) -> None:
         if self._closed:

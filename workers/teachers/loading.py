@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
 
 from tide_core.alignment.boundaries import begins_pretoken
-from tide_core.checkpoints.fingerprint import fingerprint
-from tide_core.checkpoints.tokenizer_folder import load_tokenizer, tokenizer_fingerprint
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherDescription
 from tide_core.models.compiling import compile_layers
-from tide_core.models.quantisation import memory_bytes, parameter_count
-from tide_core.models.teachers.adapter import architecture_of, load_teacher
+from tide_core.models.teachers.adapter import load_teacher
+from tide_core.scoring.describing import DtypeName, describe_teacher
 from workers.storage import materialise_model
 from workers.teachers.engine import EngineSettings, TeacherEngine
 from workers.teachers.statistics import StatisticsRecorder
-
-DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -80,18 +77,8 @@ def load_for_serving(
     )
     if teacher.compile:
         compile_layers(model)
-    description = TeacherDescription(
-        fingerprint=fingerprint(folder, dtype, teacher.quantisation),
-        tokenizer_fingerprint=tokenizer_fingerprint(folder),
-        architecture=architecture_of(folder),
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        mask_token_id=model.mask_token_id,
-        parameters=parameter_count(model),
-        dtype=dtype,
-        quantisation=teacher.quantisation,
-        device=str(device),
-        weight_bytes=memory_bytes(model),
+    description = describe_teacher(
+        folder, model, dtype=dtype, quantisation=teacher.quantisation, device=str(device)
     )
     engine = TeacherEngine(
         model,

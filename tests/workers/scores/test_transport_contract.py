@@ -16,6 +16,7 @@ from tide_core.contracts.errors import (
 )
 from tide_core.contracts.scores import Layout, Want
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
+from tide_core.scoring.local_teacher import LocalTeacher
 from tide_core.scoring.prefetcher import AskedStep, Prefetcher
 from tide_core.scoring.transport import ScoreTransport
 from workers.scores.local_transport import LocalTransport
@@ -27,19 +28,20 @@ pytestmark = pytest.mark.timeout(180)
 Connect = Callable[..., ScoreTransport]
 
 
-@pytest.fixture(params=["local", pytest.param("serve", marks=pytest.mark.ray)])
+@pytest.fixture(params=["same process", "local", pytest.param("serve", marks=pytest.mark.ray)])
 def connect(
     request: pytest.FixtureRequest, pools: dict[str, TeacherPool], loaded: dict[str, LoadedTeacher]
 ) -> Iterator[Connect]:
     """Opens a transport to a pool by its architecture."""
-    is_local = request.param == "local"
-    if not is_local:
+    if request.param == "serve":
         request.getfixturevalue("serving")
     opened: list[ScoreTransport] = []
 
     def connect(architecture: str = "llada2_moe", fingerprint: str | None = None) -> ScoreTransport:
-        if is_local:
-            teacher = loaded[architecture]
+        teacher = loaded[architecture]
+        if request.param == "same process":
+            opened.append(LocalTeacher.load(pools[architecture].teacher.model, fingerprint=fingerprint))
+        elif request.param == "local":
             opened.append(LocalTransport(teacher.engine, teacher.description, fingerprint=fingerprint))
         else:
             lease = TeacherLease(application=pools[architecture].application, fingerprint=fingerprint)
