@@ -1,5 +1,8 @@
 """Entry of every Ray job: `python -m workers.main`.
 
+In: the address of the control plane and the token of one attempt and phase, in the environment. Out: the
+phase's work, a last report on how it ended, and an exit status.
+
 Asks the control plane what to do, does that phase, and says how it ended. Each phase speaks for itself while
 it works (see `workers.reporting`); here only the last word is said.
 """

@@ -1,4 +1,8 @@
-"""REST of jobs."""
+"""REST of jobs.
+
+In: HTTP requests about jobs, with a spec, an id or a query. Out: jobs, lists, series and plans as JSON; what
+a request changes is in the database.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """What can be checked before a job is accepted: who posts nonsense learns it at once, and nothing is stored.
 
+In: a job spec as it was posted. Out: the resolved spec, or an error that names the field at fault.
+
 Only what lies on this machine is looked at. Hub names and URLs are checked by the preparation.
 """
 

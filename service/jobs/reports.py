@@ -1,5 +1,8 @@
 """Storing what workers report, exactly once.
 
+In: a batch of reports with the token of its attempt. Out: rows of metrics, events and checkpoints, and a
+receipt.
+
 A batch is stored in one transaction that holds the job's row. Numbers rise within (attempt, phase), and one
 reporter sends them in their order: what is at or below the stored number is a repetition, which is
 acknowledged again and not stored. A number may be missing: a worker gives up a report that was refused as

@@ -1,5 +1,7 @@
 """The only writer of a job's state.
 
+In: a job's row and the state that it shall have. Out: the row in that state and an event, or `ConflictError`.
+
 Every change checks the one table of allowed transitions, the optimistic version, and writes its event in the
 same transaction: what the event log says and what the job says cannot differ.
 """

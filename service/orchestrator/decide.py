@@ -1,5 +1,7 @@
 """Observation in, action out: the whole policy of the reconciler, without a clock, a database or a network.
 
+In: a `JobSnapshot` out of SQL and an `Observed` of the cluster. Out: one `Action`.
+
 The rules in short:
 
 - SQL says what should be; the cluster only says how far it got. A cluster that does not answer is waited for.

@@ -1,5 +1,8 @@
 """Ray by its Jobs and Serve REST interfaces: the only module that knows them. Needs no Ray installation.
 
+In: submissions and applications as `Compute` describes them. Out: HTTP calls to Ray, and states read from its
+answers.
+
 Verified against Ray 2.60. Submission ids make submitting idempotent: a second one with the same id is refused
 with "already exists", which is what was wanted.
 """

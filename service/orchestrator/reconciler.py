@@ -1,5 +1,8 @@
 """Observe, decide, act: makes true on the cluster what SQL says should be.
 
+In: the rows of jobs and pools, and what the cluster says of them. Out: calls to the cluster, and new states
+with their events.
+
 The loop holds no state that matters. Every action may be done twice and the process may die between any two
 lines: the next look finds what was done and goes on from there.
 """

@@ -1,4 +1,7 @@
-"""The page: server-rendered, refreshed by fragments, works without internet."""
+"""The page: server-rendered, refreshed by fragments, works without internet.
+
+In: requests of a browser. Out: HTML of jobs, curves and teachers, whole pages and fragments.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Chunks: the smallest groups of whole tokens that begin and end at the same bytes in two tokenisations.
 
+In: the byte lengths of the tokens of two tokenisations of the same texts. Out: chunks, each a range of tokens
+on both sides.
+
 Source: TIDE (arXiv 2604.26951), after approximate likelihood matching (ALM, arXiv 2503.20083).
 """
 

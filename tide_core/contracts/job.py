@@ -1,5 +1,7 @@
 """The job spec: what a user posts, and what it becomes once every default is resolved.
 
+In: the JSON of `POST /v1/jobs`. Out: a validated `JobSpec`, and by `resolve` a `ResolvedJobSpec`.
+
 ``JobSpec`` is the request. ``resolve`` fills in what depends on other fields (variant -> terms, pipeline,
 automatic architectures), giving a ``ResolvedJobSpec`` that is stored with the job and reproduces it.
 """

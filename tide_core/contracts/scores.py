@@ -1,5 +1,7 @@
 """The score contract: what a trainer asks of a teacher and what it gets (no torch, NumPy arrays only).
 
+In: arrays of token ids, offsets and masks. Out: a checked `ScoreRequest`, and a `ScoreResponse` with values.
+
 A request holds a ragged batch of clean ids; one byte a token says in which view the token is masked. The
 answer holds values at masked tokens alone, in the order of the flat batch, because that is all a loss needs:
 one float a token for chunk likelihoods (two with ALM's debiasing), one hidden state for divergences over the

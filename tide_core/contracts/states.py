@@ -1,4 +1,7 @@
-"""A job's states and the one table of allowed transitions."""
+"""A job's states and the one table of allowed transitions.
+
+In: two states. Out: whether a job may go from the one to the other.
+"""
 
 from __future__ import annotations
 

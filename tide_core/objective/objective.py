@@ -1,5 +1,8 @@
 """The objective of a step: the weighted sum of its terms on one micro-batch.
 
+In: hidden states of the student at masked tokens and the teacher's scores. Out: the loss, in total and by
+term.
+
 ``L = sum_k weight_k L_k`` (TIDE, arXiv 2604.26951, "L_CE + weight * L_distill"). A micro-batch returns its
 share: every mean is divided by a global count, so that summing the shares over micro-batches and workers
 gives the step's loss whatever their number.

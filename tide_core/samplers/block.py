@@ -1,5 +1,7 @@
 """Block-by-block sampling from a masked diffusion model.
 
+In: a model, the ids of a prompt and settings. Out: the ids of an answer, block by block.
+
 Blocks are denoised from left to right, each over several forwards that fix a few tokens at a time (BD3LM,
 arXiv 2503.09573; confidence threshold as in LLaDA2.0, arXiv 2512.15745). Finished blocks form a clean prefix
 whose keys and values are cached. A finished block's own keys and values come out of the first forward of the

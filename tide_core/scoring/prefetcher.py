@@ -1,4 +1,8 @@
-"""Steps with their answers, asked ahead: the trainer should never wait for a teacher that had time."""
+"""Steps with their answers, asked ahead: the trainer should never wait for a teacher that had time.
+
+In: an iterator of steps with their score requests, and a transport. Out: the same steps in order, each with
+its answers.
+"""
 
 from __future__ import annotations
 

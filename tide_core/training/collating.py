@@ -1,4 +1,8 @@
-"""From drawn samples to micro-batches: the compact layout (BD3LM, arXiv 2503.09573), and what is asked."""
+"""From drawn samples to micro-batches: the compact layout (BD3LM, arXiv 2503.09573), and what is asked.
+
+In: samples with their noise. Out: micro-batches as tensors on the host, and the score request that each
+needs.
+"""
 
 from __future__ import annotations
 

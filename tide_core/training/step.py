@@ -1,5 +1,7 @@
 """One optimiser step: micro-batches, global normalisers, gradients summed over trainers.
 
+In: micro-batches with the teacher's answers. Out: one optimiser step of the student, and its figures.
+
 Every micro-batch's loss is its share of the step's loss: it is divided by counts over all trainers and
 micro-batches, which the corruption fixes before any forward. Shares are therefore summed, never averaged, and
 step k does not depend on how its sequences are dealt out.

@@ -1,4 +1,8 @@
-"""The evaluation itself: loads start, student and the way to the teacher, measures, writes the report."""
+"""The evaluation itself: loads start, student and the way to the teacher, measures, writes the report.
+
+In: an attempt's brief and the trained student in storage. Out: `report.json`, `sequences.npz`, and reports of
+the held-out figures.
+"""
 
 from __future__ import annotations
 

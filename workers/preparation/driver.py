@@ -1,4 +1,8 @@
-"""The prepare phase: rows to prepared shards in storage, once for all jobs with the same inputs."""
+"""The prepare phase: rows to prepared shards in storage, once for all jobs with the same inputs.
+
+In: an attempt's brief with its resolved spec. Out: a folder of prepared shards under a content hash, the
+student before its first step, and the report `prepared`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The reporter that delivers: numbered reports in batches from a background thread, spooled in outages."""
+"""The reporter that delivers: numbered reports in batches from a background thread, spooled in outages.
+
+In: typed reports of a worker. Out: numbered batches to the control plane, each report stored exactly once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The trained student as a model folder that plain transformers and the dLLM tools load."""
+"""The trained student as a model folder that plain transformers and the dLLM tools load.
+
+In: a trained student and the folder that it began from. Out: a model folder with safetensors, config,
+tokenizer and manifest.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """The engine of a teacher replica: one queue for all jobs, one worker thread, no Ray.
 
+In: score requests of any thread and job. Out: futures of score responses, or of the error that a request
+caused.
+
 Requests of any thread are cut into sequences, gathered into batches of like lengths across jobs by the fair
 queue, answered by one worker thread, and put together again in the order of the request. Where the device
 computes on its own, the thread prepares and launches the next forward before it waits for the present one.
