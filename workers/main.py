@@ -21,8 +21,8 @@ from tide_core.contracts.reporting import AnyReport, AttemptBrief, Failed, Finis
 from tide_core.contracts.states import Phase
 from tide_core.tracing import ENV_TRACEPARENT, ENV_TRACING_ENDPOINT, Attribute, Tracing
 from workers.cluster import WorkerLostError
-from workers.reporting.client import HttpReporter
 from workers.reporting.control import AttemptFencedError, ControlPlane
+from workers.reporting.opening import open_reporter
 
 log = structlog.get_logger(__name__)
 
@@ -108,7 +108,7 @@ def say(last_word: AnyReport) -> None:
     """Deliver the last report. The brief is fetched anew: the phase has used up sequence numbers."""
     try:
         control = ControlPlane.from_environment()
-        with HttpReporter(control, control.fetch_brief()) as reporter:
+        with open_reporter(control.fetch_brief(), control) as reporter:
             reporter.send(last_word)
             if not reporter.flush(CLOSING_SECONDS):
                 log.error("phase.unheard", report=last_word.model_dump(mode="json"))

@@ -41,8 +41,7 @@ from workers.evaluation.report import build_report, training_facts, write_report
 from workers.evaluation.tally import Tally
 from workers.evaluation.teacher_sampling import sample_teacher
 from workers.preparation.location import open_prepared
-from workers.reporting.client import HttpReporter
-from workers.reporting.control import ControlPlane
+from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import ProgressMeter, Reporter
 from workers.scores.opening import open_transport
 from workers.storage import materialise_model
@@ -57,7 +56,7 @@ def evaluate_on_worker(brief: AttemptBrief) -> dict[str, Any]:
     torch.set_num_threads(worker_threads(brief.spec.resources))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
-        reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
+        reporter = stack.enter_context(open_reporter(brief))
         return evaluate(brief, device, reporter, open_transport(brief, stack, device))
 
 

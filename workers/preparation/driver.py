@@ -32,8 +32,7 @@ from tide_core.data.prepare import (
 )
 from tide_core.data.shards import MANIFEST_FILE, Manifest, PreparedDataset
 from workers.preparation.location import open_prepared
-from workers.reporting.client import HttpReporter
-from workers.reporting.control import ControlPlane
+from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import Reporter
 from workers.storage import exists, local_path, materialise_tokenizer, publish_folder
 from workers.student.initial import student_tokenizer
@@ -44,7 +43,7 @@ IN_FLIGHT = 16
 
 def run_preparation(brief: AttemptBrief) -> dict[str, Any]:
     """Prepare the job's data and report it; the result repeats the report."""
-    with HttpReporter(ControlPlane.from_environment(), brief) as reporter:
+    with open_reporter(brief) as reporter:
         report = prepare_for_job(brief, reporter, functools.partial(ray_map, node_labels=brief.node_labels))
         reporter.send(report)
         return report.model_dump(mode="json", exclude={"type"})

@@ -18,8 +18,8 @@ from workers.cluster import (
     worker_resources,
     worker_threads,
 )
-from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
+from workers.reporting.opening import open_reporter
 from workers.student.initial import build_initial_student
 
 
@@ -29,7 +29,7 @@ def run_training(brief: AttemptBrief) -> dict[str, Any]:
     Raises:
         TideError: what a trainer raised; of several, the first that is ours.
     """
-    with HttpReporter(ControlPlane.from_environment(), brief) as reporter:
+    with open_reporter(brief) as reporter:
         reporter.send(Progress(phase=Phase.TRAIN, stage="starting trainers", completed=0))
         build_initial_student(brief.spec, brief.folder)
     # From here on rank 0 speaks for the attempt; it starts from the numbers that are taken by now.

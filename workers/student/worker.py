@@ -31,8 +31,7 @@ from tide_core.training.sharding import gather_student, shard
 from workers.cluster import worker_threads
 from workers.evaluation.held_out import held_out_set, measure
 from workers.preparation.location import open_prepared
-from workers.reporting.client import HttpReporter
-from workers.reporting.control import ControlPlane
+from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import Reporter
 from workers.scores.opening import open_transport
 from workers.storage import materialise_model
@@ -57,7 +56,7 @@ def train_on_worker(config: dict[str, str]) -> dict[str, Any] | None:
     with ExitStack() as stack:
         reporter: Reporter | None = None
         if collective.rank == 0:
-            reporter = stack.enter_context(HttpReporter(ControlPlane.from_environment(), brief))
+            reporter = stack.enter_context(open_reporter(brief))
         return run_trainer(brief, collective, device, reporter, open_transport(brief, stack, device))
 
 
