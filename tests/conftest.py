@@ -17,4 +17,8 @@ install_import_hook(
     [f"workers.{name}" for name in CHECKED_WORKERS.split()], "tests.support.shape_checks.checked"
 )
 
-pytest_plugins = ["tests.support.fixtures_runs", "tests.support.fixtures_tokenizers"]
+pytest_plugins = [
+    "tests.support.fixtures_jobs",
+    "tests.support.fixtures_runs",
+    "tests.support.fixtures_tokenizers",
+]

@@ -18,12 +18,13 @@ import httpx
 import psutil
 import typer
 
-from service.commands.instance import is_held, read_instance
+from service.commands.instance import is_held
 from service.commands.setting_flags import read_settings
 from service.orchestrator import embedded_ray
 from service.settings import Settings
 from tide.cli.options import Output
 from tide.cli.output import print_json, print_table
+from tide.instance import read_instance
 from tide_core.contracts.errors import TideError
 
 _GIB = 1 << 30

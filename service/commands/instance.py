@@ -8,31 +8,19 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tide.instance import RECORD, Instance, read_instance
 from tide_core.contracts.errors import ConflictError, InvalidInputError
 
-_LOCK, _RECORD = "up.lock", "up.json"
-DEFAULT_FOLDER = ".tide"
+_LOCK = "up.lock"
 
 
 class AlreadyRunningError(ConflictError):
     """Another `tide up` holds the data folder."""
 
     code = "already_running"
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """A running `tide up`."""
-
-    pid: int
-    url: str
-    ray_dashboard: str
-    started_at: str
 
 
 class InstanceLock:
@@ -46,7 +34,7 @@ class InstanceLock:
         """Take the lock.
 
         Raises:
-            AlreadyRunningError: somebody holds it; the message says who, and how to end it.
+            AlreadyRunningError: another `tide up` holds it; the message says which, and how to end it.
             InvalidInputError: the folder cannot be written.
         """
         try:
@@ -62,29 +50,21 @@ class InstanceLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise AlreadyRunningError(_who(self._folder)) from None
+            raise AlreadyRunningError(_describe_holder(self._folder)) from None
         self._file = file
 
     def publish(self, instance: Instance) -> None:
         """Write down where the control plane listens."""
-        draft = self._folder / f"{_RECORD}.new"
+        draft = self._folder / f"{RECORD}.new"
         draft.write_text(json.dumps(dataclasses.asdict(instance)))
-        draft.replace(self._folder / _RECORD)
+        draft.replace(self._folder / RECORD)
 
     def release(self) -> None:
         """Forget what was written down and free the folder."""
         if self._file is not None:
-            (self._folder / _RECORD).unlink(missing_ok=True)
+            (self._folder / RECORD).unlink(missing_ok=True)
             self._file.close()
             self._file = None
-
-
-def read_instance(folder: Path) -> Instance | None:
-    """What the last `tide up` in a folder wrote down and has not removed; it may be dead."""
-    try:
-        return Instance(**json.loads((folder / _RECORD).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def is_held(folder: Path) -> bool:
@@ -102,15 +82,10 @@ def is_held(folder: Path) -> bool:
 
 def forget(folder: Path) -> None:
     """Remove what a `tide up` that was killed left written down."""
-    (folder / _RECORD).unlink(missing_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
 
 
-def data_folder() -> Path:
-    """The data folder of commands that only look for a running instance."""
-    return Path(os.environ.get("TIDE_DATA_DIR", DEFAULT_FOLDER))
-
-
-def _who(folder: Path) -> str:
+def _describe_holder(folder: Path) -> str:
     instance = read_instance(folder)
     where = f"at {instance.url} (process {instance.pid})" if instance else "and is just starting"
     return (

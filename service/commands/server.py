@@ -27,12 +27,13 @@ import uvicorn
 from pydantic import SecretStr
 
 from service.app import create_app
-from service.commands.instance import Instance, InstanceLock, forget, is_held, read_instance
+from service.commands.instance import InstanceLock, forget, is_held
 from service.observability.logging import configure_logging
 from service.orchestrator import embedded_ray
 from service.orchestrator.embedded_ray import HeadOptions, HeadRecord
 from service.orchestrator.ray_compute import RayCompute
 from service.settings import Settings
+from tide.instance import Instance, read_instance
 from tide_core.contracts.errors import InvalidInputError, TideError
 
 _LOG = "control-plane.log"

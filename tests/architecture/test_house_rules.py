@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tide", "tide_core", "service", "workers", "tools")
 
+FACE = ROOT / "tide" / "__init__.py"
+"""What users import: the one `__init__.py` that names things; `test_face` holds it."""
+
 
 def modules() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -27,7 +30,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 def test_module_keeps_the_sizes_and_rules(path: Path) -> None:
     text = path.read_text()
     tree = ast.parse(text)
-    if path.name == "__init__.py":
+    if path.name == "__init__.py" and path != FACE:
         assert not text.strip(), "an __init__.py is empty: imports do no work"
     assert path.name not in {"utils.py", "helpers.py"}
     assert len(text.splitlines()) <= 500, "a module has at most 500 lines"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import warnings
@@ -17,7 +16,6 @@ import structlog
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from service.app import create_app
 from service.db.session import Database
@@ -179,52 +177,6 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://tide") as opened:
         yield opened
-
-
-def write_tokenizer(folder: Path, words: str, *, mask: bool = True, eos: bool = True) -> None:
-    """A byte-level tokenizer whose vocabulary is the letters of ``words``, in their order."""
-    vocabulary = {letter: number for number, letter in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    named: dict[str, str] = {}
-    if eos:
-        tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
-        named["eos_token"] = "<|end|>"
-    if mask:
-        tokenizer.add_special_tokens([AddedToken("<|mask|>", special=True)])
-        named["mask_token"] = "<|mask|>"
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
-
-
-def write_model(folder: Path, model_type: str, words: str, *, mask: bool = True, eos: bool = True) -> Path:
-    """What preflight looks at of a model: config, weights' file, tokenizer."""
-    write_tokenizer(folder, words, mask=mask, eos=eos)
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
-
-
-STUDENT_WORDS, OTHER_WORDS = "abcdefghij", "jihgfedcba"
-
-
-@pytest.fixture
-def job_body(tmp_path: Path) -> dict[str, Any]:
-    """A job that is accepted: a student and a teacher with different tokenizers, and some data."""
-    student = write_model(tmp_path / "student", "a2d-qwen3", STUDENT_WORDS)
-    teacher = write_model(tmp_path / "teacher", "llada2_moe", OTHER_WORDS)
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"prompt": "a", "response": "b"}\n')
-    return {
-        "name": "a job",
-        "teacher": {"model": str(teacher)},
-        "student": {"model": str(student), "block_size": 4},
-        "objective": "tide_cross",
-        "data": {"sources": [{"location": str(data)}], "student_length": 16},
-        "metadata": {"purpose": "test"},
-    }
 
 
 PostJob = Callable[..., Awaitable[dict[str, Any]]]

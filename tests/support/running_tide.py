@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from service.commands.instance import read_instance
+from tide.instance import read_instance
 from workers.teachers.tiny import END_ID, MASK_ID, VOCAB_SIZE, write_tiny_teacher
 
 STUDENT = {

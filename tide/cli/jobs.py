@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tide.cli.failures import clear_errors
 from tide.cli.options import JobArgument, Output, OutputOption, UrlOption
+
+if TYPE_CHECKING:
+    from tide.client import Client, Jobs
+    from tide_core.contracts.resources import Job
 
 app = typer.Typer(help="Submit, watch and steer jobs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -30,20 +36,20 @@ def submit(
 ) -> None:
     """Submit a job; relative paths in its spec are the server's."""
     with clear_errors(output):
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
         from tide.cli.output import print_json
         from tide.cli.spec_file import read_spec
 
         body = read_spec(spec)
-        with ControlPlane(url) as control:
-            job = control.post("/v1/jobs", body, key=key)
+        with open_client(url) as client:
+            job = client.jobs.create(body, idempotency_key=key)
             if watch:
-                typer.echo(f"Submitted {job['id']}.", err=output is Output.JSON)
-                _follow(control, job["id"], output)
+                typer.echo(f"Submitted {job.id}.", err=output is Output.JSON)
+                _follow(client, job.id, output)
             elif output is Output.JSON:
                 print_json(job)
             else:
-                typer.echo(f"Submitted {job['id']}.\nFollow it with: tide jobs watch {job['id']}")
+                typer.echo(f"Submitted {job.id}.\nFollow it with: tide jobs watch {job.id}")
 
 
 @app.command("list")
@@ -54,22 +60,23 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     with clear_errors(output):
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
         from tide.cli.output import age, print_json, print_table, progress_text
+        from tide.operations import PAGE_SIZE
 
-        with ControlPlane(url) as control:
-            found = control.every("/v1/jobs", limit=limit)
+        with open_client(url) as client:
+            found = list(islice(client.jobs.list(page_size=min(PAGE_SIZE, limit)), limit))
         if output is Output.JSON:
             print_json(found)
             return
         rows = [
             [
-                job["id"],
-                job["name"] or "-",
-                job["status"],
-                job["variant"] or "custom",
-                progress_text(job["progress"]) if job["finished_at"] is None else "-",
-                age(job["created_at"]),
+                job.id,
+                job.name or "-",
+                job.status,
+                job.variant or "custom",
+                progress_text(job.progress) if job.finished_at is None else "-",
+                age(job.created_at),
             ]
             for job in found
         ]
@@ -81,11 +88,11 @@ def list_jobs(
 def get(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show one job."""
     with clear_errors(output):
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
         from tide.cli.output import print_json
 
-        with ControlPlane(url) as control:
-            job = control.get(f"/v1/jobs/{job_id}")
+        with open_client(url) as client:
+            job = client.jobs.get(job_id)
         if output is Output.JSON:
             print_json(job)
         else:
@@ -96,10 +103,10 @@ def get(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Outpu
 def watch(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
     """Follow a job until it ends. Exit status: 0 succeeded, 1 failed or cancelled, 130 on Ctrl-C."""
     with clear_errors(output):
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
 
-        with ControlPlane(url) as control:
-            _follow(control, job_id, output)
+        with open_client(url) as client:
+            _follow(client, job_id, output)
 
 
 @app.command()
@@ -119,13 +126,13 @@ def logs(
     with clear_errors(output):
         import time
 
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
 
-        with ControlPlane(url) as control:
+        with open_client(url) as client:
             shown = unfinished = ""
             while True:
-                is_over = control.get(f"/v1/jobs/{job_id}")["finished_at"] is not None
-                text = control.text(f"/v1/jobs/{job_id}/logs", phase=phase, attempt=attempt, tail=tail)
+                is_over = client.jobs.get(job_id).is_ended
+                text = client.jobs.logs(job_id, phase=phase, attempt=attempt, tail=tail)
                 unfinished = _print_lines(unfinished + _news(shown, text), output)
                 shown = text
                 if not follow or is_over:
@@ -138,38 +145,38 @@ def logs(
 @app.command()
 def cancel(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
     """End a job; its checkpoints stay."""
-    _steer(job_id, "cancel", url, output)
+    _steer(lambda jobs: jobs.cancel(job_id), url, output)
 
 
 @app.command()
 def pause(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
     """Save a running job and give its resources back."""
-    _steer(job_id, "pause", url, output)
+    _steer(lambda jobs: jobs.pause(job_id), url, output)
 
 
 @app.command()
 def resume(job_id: JobArgument, url: UrlOption = None, output: OutputOption = Output.TABLE) -> None:
     """Let a paused job go on from its last checkpoint."""
-    _steer(job_id, "resume", url, output)
+    _steer(lambda jobs: jobs.resume(job_id), url, output)
 
 
-def _steer(job_id: str, verb: str, url: str | None, output: Output) -> None:
+def _steer(action: Callable[[Jobs], Job], url: str | None, output: Output) -> None:
     with clear_errors(output):
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
         from tide.cli.output import print_json
 
-        with ControlPlane(url) as control:
-            job = control.post(f"/v1/jobs/{job_id}/{verb}")
+        with open_client(url) as client:
+            job = action(client.jobs)
         if output is Output.JSON:
             print_json(job)
         else:
-            typer.echo(f"{job['id']} is {job['status']}.")
+            typer.echo(f"{job.id} is {job.status}.")
 
 
-def _follow(control: Any, job_id: str, output: Output) -> None:
+def _follow(client: Client, job_id: str, output: Output) -> None:
     from tide.cli.watching import follow
 
-    raise typer.Exit(follow(control, job_id, output))
+    raise typer.Exit(follow(client, job_id, output))
 
 
 def _print_lines(text: str, output: Output) -> str:
@@ -189,22 +196,21 @@ def _news(shown: str, text: str) -> str:
     return after if found and last else text if not before else after
 
 
-def _describe(job: dict[str, Any]) -> None:
+def _describe(job: Job) -> None:
     from tide.cli.output import age, progress_text
 
-    error = job["error"]
     facts = {
-        "id": job["id"],
-        "name": job["name"],
-        "status": job["status"],
-        "error": f"{error['code']}: {error['message']}" if error else None,
-        "variant": job["variant"] or "custom",
-        "pipeline": job["pipeline"],
-        "teacher": f"{job['teacher']} ({job['spec']['teacher']['model']})",
-        "progress": progress_text(job["progress"]) if job["progress"] else None,
-        "attempt": str(job["attempt"]),
-        "created": f"{job['created_at']} ({age(job['created_at'])} ago)",
-        "model": job["model"]["location"] if job["model"] else None,
+        "id": job.id,
+        "name": job.name,
+        "status": job.status,
+        "error": f"{job.error.code}: {job.error.message}" if job.error else None,
+        "variant": job.variant or "custom",
+        "pipeline": job.pipeline,
+        "teacher": f"{job.teacher} ({job.spec.teacher.model})",
+        "progress": progress_text(job.progress) if job.progress else None,
+        "attempt": str(job.attempt),
+        "created": f"{job.created_at.isoformat()} ({age(job.created_at)} ago)",
+        "model": job.model.location if job.model else None,
     }
     for name, value in facts.items():
         if value is not None:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from tide_core.contracts.resources import JobProgress
+
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print one JSON document: JSON values, a model, or a list of them."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_json_of))
+
+
+def json_line(value: object) -> str:
+    """A JSON document in one line."""
+    return json.dumps(value, ensure_ascii=False, default=_json_of)
+
+
+def _json_of(model: Any) -> Any:
+    return model.model_dump(mode="json")
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, when_empty: str) -> None:
-    """A plain table, as wide as it must be: it can be piped, grepped and cut."""
+    """Print a plain table, as wide as its cells need: it can be piped, grepped and cut."""
     if not rows:
         typer.echo(when_empty)
         return
@@ -27,11 +39,11 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, when_em
         typer.echo("  ".join(cells).rstrip())
 
 
-def age(moment: str | None) -> str:
-    """How long ago an ISO 8601 moment was: "5s", "12m", "3h", "2d"."""
+def age(moment: datetime | None) -> str:
+    """How long ago a moment was: "5s", "12m", "3h", "2d"."""
     if moment is None:
         return "-"
-    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     return duration(seconds)
 
 
@@ -49,13 +61,13 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def progress_text(progress: dict[str, Any] | None) -> str:
+def progress_text(progress: JobProgress | None) -> str:
     """Progress in one cell: "training 40/100 steps, 2m05s left"."""
     if progress is None:
         return "-"
-    amount = f"{progress['completed']:g}"
-    if progress.get("total"):
-        amount += f"/{progress['total']:g}"
-    left = progress.get("eta_seconds")
+    amount = f"{progress.completed:g}"
+    if progress.total:
+        amount += f"/{progress.total:g}"
+    left = progress.eta_seconds
     tail = f", {duration(left)} left" if left is not None else ""
-    return f"{progress['stage']} {amount} {progress['unit']}{tail}"
+    return f"{progress.stage} {amount} {progress.unit}{tail}"

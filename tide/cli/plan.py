@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tide.cli.failures import clear_errors
 from tide.cli.options import Output, OutputOption, UrlOption
+
+if TYPE_CHECKING:
+    from tide_core.contracts.plan import Placement, Plan, StepCost
 
 _GIB = 2**30
 
@@ -55,7 +58,7 @@ def plan_job(
     Nothing is stored and nothing runs. Exit status 1 when the job does not fit, with what to change.
     """
     with clear_errors(output):
-        from tide.cli.client import ControlPlane
+        from tide.cli.opening import open_client
         from tide.cli.output import print_json
         from tide.cli.spec_file import read_spec
 
@@ -73,8 +76,8 @@ def plan_job(
             "student_config": read_spec(student_config) if student_config else None,
             "simulate": simulate,
         }
-        with ControlPlane(url) as control:
-            plan = control.post("/v1/jobs/plan", body)
+        with open_client(url) as client:
+            plan = client.jobs.plan(body)
         if output is Output.JSON:
             print_json(plan)
         else:
@@ -94,92 +97,88 @@ def _cluster(file: str | None, gpus: int | None, kind: str) -> dict[str, Any]:
     return read_spec(file) if file is not None else {"devices": [{"kind": kind, "count": gpus}]}
 
 
-def _print(plan: dict[str, Any]) -> None:
+def _print(plan: Plan) -> None:
     from tide.cli.output import print_table
 
-    placements = {name: plan[name] for name in ("asked", "best") if plan[name] is not None}
+    asked = {} if plan.asked is None else {"asked": plan.asked}
+    placements = {**asked, "best": plan.best}
     columns = [_figures(plan, placement) for placement in placements.values()]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     print_table(["", *(name.upper() for name in placements)], rows, when_empty="")
     typer.echo()
-    _print_memory(plan["best"])
+    _print_memory(plan.best)
     _print_facts(plan)
-    for note in plan["notes"]:
+    for note in plan.notes:
         typer.echo(f"- {note}")
 
 
-def _figures(plan: dict[str, Any], placement: dict[str, Any]) -> dict[str, str]:
+def _figures(plan: Plan, placement: Placement) -> dict[str, str]:
     """One column of the table."""
     from tide.cli.output import duration
 
-    teacher, student, played = placement["teacher"], placement["student"], placement["simulated"]
-    hours = placement["hours"]
-    shared = " on the same device" if placement["shares_devices"] else ""
+    teacher, student, played = placement.teacher, placement.student, placement.simulated
+    hours = placement.hours
+    shared = " on the same device" if placement.shares_devices else ""
     figures = {
-        "trainers": f"{placement['trainers']} x {placement['trainer_kind']}",
-        "teacher replicas": f"{placement['teacher_replicas']} x {placement['teacher_kind']}{shared}"
+        "trainers": f"{placement.trainers} x {placement.trainer_kind}",
+        "teacher replicas": f"{placement.teacher_replicas} x {placement.teacher_kind}{shared}"
         if teacher
         else "none",
-        "devices": str(placement["devices"]),
-        "seconds a step": f"{placement['seconds_per_step']:.3g}",
+        "devices": str(placement.devices),
+        "seconds a step": f"{placement.seconds_per_step:.3g}",
         "  trainer": _seconds(student),
         "  teacher": _seconds(teacher),
-        "  wire": f"{placement['wire_seconds']:.2g} ({placement['wire_bytes_per_step'] / 1e6:.3g} MB)",
-        "limited by": placement["limited_by"],
-        "teacher wait": f"{placement['teacher_wait_ratio']:.1%}",
-        "  simulated": f"{played['teacher_wait_ratio']:.1%}, {played['seconds_per_step']:.3g} s a step"
+        "  wire": f"{placement.wire_seconds:.2g} ({placement.wire_bytes_per_step / 1e6:.3g} MB)",
+        "limited by": placement.limited_by,
+        "teacher wait": f"{placement.teacher_wait_ratio:.1%}",
+        "  simulated": f"{played.teacher_wait_ratio:.1%}, {played.seconds_per_step:.3g} s a step"
         if played
         else "-",
-        "student tokens a second": f"{placement['tokens_per_second']:,.0f}",
-        "steps": f"{plan['steps']:,}" if plan["steps"] else "?",
+        "student tokens a second": f"{placement.tokens_per_second:,.0f}",
+        "steps": f"{plan.steps:,}" if plan.steps else "?",
         "duration": duration(hours * 3600) if hours is not None else "?",
-        "device hours": f"{placement['device_hours']:,.1f}" if hours is not None else "?",
+        "device hours": f"{placement.device_hours:,.1f}" if hours is not None else "?",
     }
     return figures
 
 
-def _seconds(cost: dict[str, Any] | None) -> str:
+def _seconds(cost: StepCost | None) -> str:
     if cost is None:
         return "-"
-    return f"{cost['process_seconds']:.3g} ({cost['limited_by']}, {cost['flops'] / 1e12:.3g} TFLOP)"
+    return f"{cost.process_seconds:.3g} ({cost.limited_by}, {cost.flops / 1e12:.3g} TFLOP)"
 
 
-def _print_memory(placement: dict[str, Any]) -> None:
+def _print_memory(placement: Placement) -> None:
     """Parts of each process, on its device and on the host."""
     from tide.cli.output import print_table
 
     rows = []
-    for role in ("trainer", "teacher"):
-        memory = placement[f"{role}_memory"]
+    for role, memory in (("trainer", placement.trainer_memory), ("teacher", placement.teacher_memory)):
         if memory is None:
             continue
-        for place in ("device", "host"):
-            rows += [[role, place, part["name"], _gib(part["bytes"])] for part in memory[place]]
-        rows.append(
-            [role, "device", "all", f"{_gib(memory['device_bytes'])} of {_gib(memory['available_bytes'])}"]
-        )
+        for place, parts in (("device", memory.device), ("host", memory.host)):
+            rows += [[role, place, part.name, _gib(part.bytes)] for part in parts]
+        rows.append([role, "device", "all", f"{_gib(memory.device_bytes)} of {_gib(memory.available_bytes)}"])
     print_table(["PROCESS", "WHERE", "MEMORY", "GIB"], rows, when_empty="")
     typer.echo()
 
 
-def _print_facts(plan: dict[str, Any]) -> None:
-    for role in ("student", "teacher"):
-        facts = plan[role]
-        if facts is not None:
-            typer.echo(
-                f"{role}: {facts['model_type']}, {facts['parameters'] / 1e9:.3g} B parameters "
-                f"({facts['active_parameters'] / 1e9:.3g} B a token), config from: {facts['source']}"
-            )
-    noise = plan["noise"]
-    typer.echo(
-        f"a sequence: {noise['student_kept_tokens']:.0f} tokens in the student's layout "
-        f"({noise['student_padded_tokens']:.0f} padded), {noise['student_masked_tokens']:.0f} masked; "
-        f"{noise['teacher_tokens']:.0f} in the teacher's"
-    )
-    if plan["want"] is not None:
-        ratio = plan["balanced_replicas_per_trainer"]
+def _print_facts(plan: Plan) -> None:
+    for role, facts in (("student", plan.student), ("teacher", plan.teacher)):
         typer.echo(
-            f"on the wire: {plan['wire_bytes_per_masked_token']} bytes a masked token ({plan['want']}); "
+            f"{role}: {facts.model_type}, {facts.parameters / 1e9:.3g} B parameters "
+            f"({facts.active_parameters / 1e9:.3g} B a token), config from: {facts.source}"
+        )
+    noise = plan.noise
+    typer.echo(
+        f"a sequence: {noise.student_kept_tokens:.0f} tokens in the student's layout "
+        f"({noise.student_padded_tokens:.0f} padded), {noise.student_masked_tokens:.0f} masked; "
+        f"{noise.teacher_tokens:.0f} in the teacher's"
+    )
+    if plan.want is not None:
+        ratio = plan.balanced_replicas_per_trainer
+        typer.echo(
+            f"on the wire: {plan.wire_bytes_per_masked_token} bytes a masked token ({plan.want}); "
             f"balanced at {ratio:.3g} replicas a trainer"
         )
 

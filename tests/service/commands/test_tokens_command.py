@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
-from service.app import create_app
 from service.orchestrator.embedded_ray import free_port
-from service.orchestrator.fake_compute import FakeCompute
-from service.settings import Authentication, Settings
+from service.settings import Authentication
+from tests.support.running_app import run_app
 from tide.cli import main as cli
 
 
@@ -41,18 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def closed_url(folder: Path) -> Iterator[str]:
-    """A control plane over HTTP that wants tokens."""
-    settings = Settings(data_dir=folder, port=free_port(), authentication=Authentication.TOKENS)
-    app = create_app(settings, FakeCompute())
-    config = uvicorn.Config(app, port=settings.port, log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{settings.port}"
-    server.should_exit = True
-    thread.join(10)
+    """The address of a control plane that asks for tokens."""
+    with run_app(folder, authentication=Authentication.TOKENS) as address:
+        yield address
 
 
 def test_a_token_is_printed_alone_once_and_listed_without_its_secret(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import httpx
 import psutil
 import pytest
 
-from service.commands.instance import read_instance
 from service.orchestrator import embedded_ray
+from tide.instance import read_instance
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from typer.testing import CliRunner
 from service.commands.setting_flags import read_settings
 from service.orchestrator.embedded_ray import free_port
 from service.settings import Settings
+from tests.support.job_objects import job_object
 from tide.cli import main as cli
-from tide.cli.client import ControlPlane
 from tide.cli.jobs import _print_lines
 from tide.cli.options import Output
 from tide.cli.spec_file import read_spec
 from tide.cli.watching import event_line, follow, outcome
+from tide.client import Client
 from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.event import Event
+from tide_core.contracts.resources import JobError, JobModel
 
 
 def invoke(*words: str, text: str | None = None, **environment: str) -> Any:
@@ -150,7 +154,7 @@ class TestAgainstAControlPlane:
         assert _print_lines("", Output.JSON) == ""
         assert capsys.readouterr().out == ""
 
-    def test_nobody_at_the_address(self) -> None:
+    def test_an_address_without_a_server(self) -> None:
         answer = invoke("jobs", "list", "--url", f"http://127.0.0.1:{free_port()}")
         assert answer.exit_code == 1
         assert "tide up" in answer.stderr
@@ -163,16 +167,17 @@ class BrokenOnce(httpx.BaseTransport):
         self.last_ids: list[str | None] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/metrics"):
+            return httpx.Response(200, json={"job_id": "job-1", "data": []})
         if not request.url.path.endswith("/stream"):
-            job = {"id": "job-1", "status": "succeeded", "error": None, "model": None, "data": []}
-            return httpx.Response(200, json=job)
+            return httpx.Response(200, text=job_object(status="succeeded").model_dump_json())
         self.last_ids.append(request.headers.get("Last-Event-ID"))
         if len(self.last_ids) == 1:
             return httpx.Response(200, stream=self._first())
         return httpx.Response(200, text="event: done\ndata: {}\n\n")
 
     def _first(self) -> httpx.SyncByteStream:
-        event = json.dumps(TestWatching.EVENT)
+        event = TestWatching.EVENT.model_dump_json()
 
         class Broken(httpx.SyncByteStream):
             def __iter__(self) -> Iterator[bytes]:
@@ -187,14 +192,14 @@ class TestWatching:
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
         transport = BrokenOnce()
-        with ControlPlane("http://tide", transport=transport) as control:
-            assert follow(control, "job-1", Output.JSON) == 0
+        with Client("http://tide", transport=transport) as client:
+            assert follow(client, "job-1", Output.JSON) == 0
         assert transport.last_ids == [None, "7"]
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [line.get("type", line.get("status")) for line in lines] == ["teacher.slow", "succeeded"]
 
     def test_ctrl_c_leaves_the_job_alone_and_says_so(self, url: str, job_body: dict[str, Any]) -> None:
-        job_id = httpx.post(f"{url}/v1/jobs", json=job_body).raise_for_status().json()["id"]
+        job_id = Client(url).jobs.create(job_body).id
         words = [sys.executable, "-m", "tide.cli.main", "jobs", "watch", job_id, "--url", url]
         process = subprocess.Popen(
             words,
@@ -219,16 +224,19 @@ class TestWatching:
             == "cancelled"
         )
 
-    EVENT = {
-        "created_at": "2026-01-01T10:20:30Z",
-        "type": "teacher.slow",
-        "level": "warning",
-        "message": "slow",
-    }
+    EVENT = Event(
+        id=7,
+        job_id="job-1",
+        created_at=datetime(2026, 1, 1, 10, 20, 30, tzinfo=UTC),
+        type="teacher.slow",
+        level="warning",
+        message="slow",
+    )
 
     def test_lines(self) -> None:
         assert event_line(self.EVENT) == "10:20:30  WARNING: slow"
-        failed = {"id": "job-1", "status": "failed", "error": {"code": "no_rows", "message": "None left."}}
-        assert outcome(failed | {"model": None}) == "job-1 failed: None left. (no_rows)"
-        done = {"id": "job-1", "status": "succeeded", "error": None, "model": {"location": "/m"}}
+        error = JobError(code="no_rows", message="None left.")
+        failed = job_object(status="failed", error=error)
+        assert outcome(failed) == "job-1 failed: None left. (no_rows)"
+        done = job_object(status="succeeded", model=JobModel(id="m", location="/m", step=1, bytes=1))
         assert "tide sample /m" in outcome(done)
