@@ -39,10 +39,10 @@ from tide_core.data.batches import BatchPlan
 from tide_core.data.samples import PreparedSample
 from tide_core.data.shards import PreparedSplit, SplitManifest, write_shard
 from tide_core.models.decoder import Decoder
+from tide_core.models.registry import model_class
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.models.teachers.adapter import ARCHITECTURES
+from tide_core.planning.make_plan import ModelConfig, make_plan
 from tide_core.planning.memory import CPU_RUNTIME_BYTES
-from tide_core.planning.plan import ModelConfig, make_plan
 from tide_core.training.collective import Alone
 from tide_core.training.digest import spec_digest
 from tide_core.training.distiller import Distillation
@@ -175,7 +175,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="tide-plan-check-") as folder, ExitStack() as stack:
         transport = head = None
         if wanted(spec) is not None:
-            teacher = ARCHITECTURES[config["model_type"]].from_config(config, seed=1).eval()
+            teacher = model_class(config["model_type"]).from_config(config, seed=1).eval()
             transport = _transport(teacher.requires_grad_(False), stack)
         if wanted(spec) is Want.HIDDEN:
             # A copy, as a trainer in a process of its own holds one.

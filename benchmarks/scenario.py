@@ -25,8 +25,8 @@ from tide_core.contracts.objective import (
 from tide_core.contracts.scores import Layout, Want
 from tide_core.data.samples import PreparedSample
 from tide_core.models.decoder import Decoder, DecoderT
+from tide_core.models.registry import model_class
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.schedules.noise import LinearNoise
 from tide_core.training.drawing import BatchRecipe
 
@@ -194,7 +194,7 @@ def teacher(
     """A frozen teacher with drawn weights: LLaDA2's mixture of experts, or WeDLM's dense shape."""
     architecture = "llada2_moe" if kind == "mixture" else "wedlm"
     config = teacher_config(kind, sizes)
-    model = _drawn(ARCHITECTURES[architecture], config, sizes.seed + 1, dtype, device)
+    model = _drawn(model_class(architecture), config, sizes.seed + 1, dtype, device)
     return model.eval().requires_grad_(False)
 
 

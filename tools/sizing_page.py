@@ -11,8 +11,8 @@ from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, Placement, Plan
 from tide_core.planning.kinds import KINDS
-from tide_core.planning.models import PUBLISHED
-from tide_core.planning.plan import ModelConfig, make_plan
+from tide_core.planning.make_plan import ModelConfig, make_plan
+from tide_core.planning.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "sizing.md"

@@ -16,7 +16,7 @@ from service.access.authentication import CurrentCaller
 from service.api.dependencies import Context, JobId, ReadSession, WriteSession
 from service.api.errors import error_responses, error_responses_beside_text
 from service.api.paging import After, Limit, page_of
-from service.jobs import planning, repository, service
+from service.jobs import plan_answer, repository, service
 from service.jobs.logs import job_log
 from service.jobs.presentation import checkpoint_object, job_object, series_objects
 from service.jobs.tables import JobRow
@@ -71,7 +71,7 @@ async def plan_job(request: PlanRequest) -> Plan:
 
     The spec is checked as a posted job's is; nothing is stored and nothing runs.
     """
-    return await planning.plan(request)
+    return await plan_answer.plan(request)
 
 
 @router.get("/jobs", responses=error_responses(404, 422))

@@ -1,22 +1,19 @@
-"""What can be seen of a model folder without loading it: architecture, weights, tokenizer."""
+"""What can be seen of a model folder without loading it: architecture and weights.
+
+In: a folder on this machine and the spec's field that names it. Out: what its headers say, or an error that
+names the field.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from tide_core.checkpoints import headers
 from tide_core.contracts.errors import CheckpointError
-from tide_core.contracts.job import TeacherSpec
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-TEACHER_ARCHITECTURES = frozenset(get_args(TeacherSpec.model_fields["architecture"].annotation)) - {"auto"}
-STUDENT_PREFIX = "a2d-"
-STUDENT_FAMILIES = frozenset({"qwen3", "qwen2", "llama"})
+from tide_core.contracts.families import causal_types, student_types, teacher_types
 
 
 def read_model_type(folder: Path, param: str) -> str:
@@ -34,15 +31,15 @@ def read_config(folder: Path, param: str) -> dict[str, Any]:
     Raises:
         CheckpointError: ``not_a_model_folder`` or ``bad_checkpoint``.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
+    if not (folder / headers.CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{folder} is not a model folder: it has no {CONFIG_FILE}. Give the folder that "
+            f"{folder} is not a model folder: it has no {headers.CONFIG_NAME}. Give the folder that "
             "save_pretrained() wrote.",
             code="not_a_model_folder",
             param=param,
         )
-    return _read_object(path, param)
+    with _errors_about(param):
+        return headers.read_config(folder)
 
 
 def check_teacher_architecture(model_type: str, asked: str, param: str) -> str:
@@ -51,8 +48,8 @@ def check_teacher_architecture(model_type: str, asked: str, param: str) -> str:
     Raises:
         CheckpointError: ``unknown_architecture`` or ``architecture_mismatch``.
     """
-    if model_type not in TEACHER_ARCHITECTURES:
-        raise _unknown(model_type, TEACHER_ARCHITECTURES, param)
+    if model_type not in teacher_types():
+        raise _unknown(model_type, teacher_types(), param)
     if asked not in ("auto", model_type):
         raise CheckpointError(
             f"The teacher's config.json says {model_type!r}, the job says {asked!r}. Leave "
@@ -69,9 +66,9 @@ def check_student_architecture(model_type: str, param: str) -> None:
     Raises:
         CheckpointError: ``unknown_architecture``.
     """
-    if model_type.removeprefix(STUDENT_PREFIX) not in STUDENT_FAMILIES:
-        students = {STUDENT_PREFIX + family for family in STUDENT_FAMILIES}
-        raise _unknown(model_type, STUDENT_FAMILIES | students, param)
+    known = (*causal_types(), *student_types())
+    if model_type not in known:
+        raise _unknown(model_type, known, param)
 
 
 def check_weights(folder: Path, param: str) -> None:
@@ -80,49 +77,23 @@ def check_weights(folder: Path, param: str) -> None:
     Raises:
         CheckpointError: ``pickle_weights`` or ``checkpoint_incomplete``.
     """
-    index = folder / WEIGHTS_INDEX
-    if index.is_file():
-        names = _read_object(index, param).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise CheckpointError(f"{index} has no 'weight_map'.", param=param)
-        absent = sorted({str(name) for name in names.values() if not (folder / str(name)).is_file()})
-        if absent:
-            raise CheckpointError(
-                f"{index} lists files that are not there: {', '.join(absent[:5])}. Fetch them again.",
-                code="checkpoint_incomplete",
-                param=param,
-            )
-        return
-    if (folder / WEIGHTS_FILE).is_file():
-        return
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-        raise CheckpointError(
-            f"{folder} holds pickled weights only, and opening a pickle runs its code. Save the model as "
-            "safetensors: save_pretrained(..., safe_serialization=True).",
-            code="pickle_weights",
-            param=param,
-        )
-    raise CheckpointError(
-        f"{folder} holds neither {WEIGHTS_FILE} nor {WEIGHTS_INDEX}.",
-        code="checkpoint_incomplete",
-        param=param,
-    )
+    with _errors_about(param):
+        headers.weight_files(folder)
 
 
-def _unknown(model_type: str, known: frozenset[str] | set[str], param: str) -> CheckpointError:
+@contextmanager
+def _errors_about(param: str) -> Iterator[None]:
+    """Errors of the files, told of the spec's field that names the folder."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(error.message, code=error.code, param=param) from error
+
+
+def _unknown(model_type: str, known: Iterable[str], param: str) -> CheckpointError:
     return CheckpointError(
         f"Models of the architecture {model_type!r} are not supported here; known are "
         f"{', '.join(sorted(known))}.",
         code="unknown_architecture",
         param=param,
     )
-
-
-def _read_object(path: Path, param: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.", param=param) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", param=param)
-    return value

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from service.orchestrator.compute import ClusterResources
+from tide_core.checkpoints.headers import BYTES_PER_DTYPE, read_config, weight_files
+from tide_core.contracts.errors import CheckpointError
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherPool, bits_per_weight
-
-_BYTES_PER_WEIGHT = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 def weight_bytes(teacher: TeacherSpec, *, is_on_gpu: bool) -> int | None:
@@ -20,21 +19,22 @@ def weight_bytes(teacher: TeacherSpec, *, is_on_gpu: bool) -> int | None:
     With quantisation all weights but embedding and LM head take their few bits.
     """
     folder = Path(teacher.model)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return None  # a hub name or a URL: known once it is fetched
+    try:
+        files = weight_files(folder)
+    except CheckpointError:
+        return None  # a hub name or a URL, known once it is fetched; or a folder that the loader will refuse
+    config = _config(folder)
     on_disk = sum(file.stat().st_size for file in files)
     served = teacher.dtype if teacher.dtype != "auto" else ("bfloat16" if is_on_gpu else "float32")
-    config = _config(folder)
-    stored_width = _BYTES_PER_WEIGHT.get(_stored_dtype(config), 0)
+    stored_width = BYTES_PER_DTYPE.get(_stored_dtype(config), 0)
     if not stored_width:
         return on_disk if teacher.quantisation == "none" else None
     if teacher.quantisation == "none":
-        return on_disk * _BYTES_PER_WEIGHT[served] // stored_width
+        return on_disk * BYTES_PER_DTYPE[served] // stored_width
     numbers = on_disk // stored_width
     whole = min(numbers, _unquantised(config))
     return int(
-        whole * _BYTES_PER_WEIGHT[served] + (numbers - whole) * bits_per_weight(teacher.quantisation) / 8
+        whole * BYTES_PER_DTYPE[served] + (numbers - whole) * bits_per_weight(teacher.quantisation) / 8
     )
 
 
@@ -63,10 +63,9 @@ def problem(pool: TeacherPool, cluster: ClusterResources) -> str | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+        return read_config(folder)
+    except CheckpointError:
+        return {}  # the loader will refuse it
 
 
 def _unquantised(config: dict[str, Any]) -> int:

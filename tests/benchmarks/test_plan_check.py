@@ -42,7 +42,7 @@ def test_a_small_run_is_planned_within_a_factor(
 
 def test_the_models_have_the_sizes_that_their_names_say(plan_check: ModuleType) -> None:
     from tide_core.contracts.objective import Pipeline
-    from tide_core.planning.models import model_shape
+    from tide_core.planning.shapes import model_shape
 
     configs = {
         "student": plan_check.student_config(32768),

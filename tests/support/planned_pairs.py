@@ -7,10 +7,11 @@ from typing import Any
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, DeviceKind, Plan
-from tide_core.planning.models import PUBLISHED, model_shape
+from tide_core.planning.make_plan import ModelConfig, make_plan
 from tide_core.planning.noise import draw_sequences
-from tide_core.planning.plan import ModelConfig, make_plan
+from tide_core.planning.published import PUBLISHED
 from tide_core.planning.roles import Step
+from tide_core.planning.shapes import model_shape
 
 STUDENT, MIXTURE, DENSE = "Qwen/Qwen3-0.6B", "inclusionAI/LLaDA2.0-mini", "tencent/WeDLM-8B-Instruct"
 

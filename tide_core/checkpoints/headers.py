@@ -22,6 +22,8 @@ INDEX_NAME = "model.safetensors.index.json"
 # The format's own limit; a larger length means that the file is not safetensors.
 MAX_HEADER_BYTES = 100_000_000
 
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
 BYTES_PER_ELEMENT = {
     "F64": 8, "I64": 8, "U64": 8,
     "F32": 4, "I32": 4, "U32": 4,
@@ -79,7 +81,8 @@ def weight_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The safetensors files of a model folder, sorted by name.
 
     Raises:
-        CheckpointError: there are none, or the index names one that is not there.
+        CheckpointError: ``checkpoint_incomplete`` when there are none or the index names one that is not
+            there; ``pickle_weights`` when there are pickles only.
     """
     path = Path(folder)
     if (path / INDEX_NAME).is_file():
@@ -87,12 +90,19 @@ def weight_files(folder: str | os.PathLike[str]) -> list[Path]:
         absent = [name for name in names if not (path / name).is_file()]
         if absent:
             raise CheckpointError(
-                f"{path / INDEX_NAME} lists files that are not there: {', '.join(absent)}. Fetch them again.",
+                f"{path / INDEX_NAME} lists files that are not there: {', '.join(absent[:5])}. "
+                "Fetch them again.",
                 code="checkpoint_incomplete",
             )
         return [path / name for name in names]
     if (path / SINGLE_NAME).is_file():
         return [path / SINGLE_NAME]
+    if any(next(path.glob(pattern), None) for pattern in _PICKLES):
+        raise CheckpointError(
+            f"{path} holds pickled weights only, and opening a pickle runs its code: Tide reads safetensors "
+            "only. Save the model again: save_pretrained(..., safe_serialization=True).",
+            code="pickle_weights",
+        )
     raise CheckpointError(
         f"{path} holds neither {SINGLE_NAME} nor {INDEX_NAME}. Weights are read from safetensors only: "
         "convert other formats first.",
@@ -146,7 +156,8 @@ def weight_bytes(folder: str | os.PathLike[str], dtype: str | None = None) -> in
 
 def _weight_map(folder: Path) -> dict[str, str]:
     weight_map = read_json(folder / INDEX_NAME).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    names = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not isinstance(weight_map, dict) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map of file names.", param="weight_map")
     outside = [name for name in weight_map.values() if Path(name).name != name]
     if outside:

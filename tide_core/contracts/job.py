@@ -8,12 +8,13 @@ automatic architectures), giving a ``ResolvedJobSpec`` that is stored with the j
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from tide_core.contracts.base import Contract
 from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.families import AttentionName, find_family, teacher_types
 from tide_core.contracts.objective import (
     CompDemoContext,
     FullContext,
@@ -30,6 +31,10 @@ Location = Annotated[str, StringConstraints(min_length=1, max_length=1024, strip
 """A folder, a URL that fsspec understands, or a Hugging Face name."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantisation = Literal["none", "int8", "int4"]
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = Literal["auto", *teacher_types()]
 
 
 class TeacherSpec(Contract):
@@ -39,7 +44,7 @@ class TeacherSpec(Contract):
     """Folder, URL or hub name of a checkpoint in the Hugging Face layout (safetensors only)."""
     revision: str | None = None
     """Hub revision; must be given for hub names in production, so that a job can be repeated."""
-    architecture: Literal["auto", "llada2_moe", "wedlm", "qwen3", "qwen2", "llama", "a2d-qwen3"] = "auto"
+    architecture: Architecture = "auto"
     """Which adapter loads it; `auto` reads `model_type` in its config.json."""
     dtype: Dtype = "auto"
     """Precision of the served weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
@@ -49,7 +54,7 @@ class TeacherSpec(Contract):
     compile: bool = False
     """Compile the teacher's layers (`torch.compile`): a replica takes minutes longer to start and answers
     faster, most of all on a GPU; on a CPU it needs a C++ compiler."""
-    attention: Literal["auto", "bidirectional", "block_staircase", "block_causal"] = "auto"
+    attention: Literal["auto", AttentionName] = "auto"
     """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
     top_k: int | None = Field(default=None, ge=1, le=65536)
     """Ask for the k likeliest tokens and the mass of all others instead of hidden states: some 6 k bytes a
@@ -370,6 +375,7 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
             "attention": _resolved_attention(spec.teacher, cross),
         }
     )
+    _check_attention(teacher)
     data = spec.data.model_copy(
         update={"teacher_length": spec.data.teacher_length or (1024 if cross else 768)}
     )
@@ -386,6 +392,17 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
         "hyperparameters": hyper,
     }
     return ResolvedJobSpec(**values)
+
+
+def _check_attention(teacher: TeacherSpec) -> None:
+    family = find_family(teacher.architecture)
+    if family is not None and teacher.attention not in family.attention:
+        raise InvalidInputError(
+            f"A teacher of the family {family.title} cannot see {teacher.attention!r}; it knows "
+            f"{', '.join(family.attention)}.",
+            code="attention_not_supported",
+            param="teacher.attention",
+        )
 
 
 def _check_top_k(teacher: TeacherSpec, pipeline: Pipeline) -> None:

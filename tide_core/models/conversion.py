@@ -17,12 +17,11 @@ import torch
 from tide_core.checkpoints.headers import read_config
 from tide_core.checkpoints.mask_token import MaskToken, append_mask_token, find_mask_token, require_mask_token
 from tide_core.contracts.errors import CheckpointError, ConflictError
-from tide_core.models.dense import STUDENT_PREFIX
+from tide_core.contracts.families import causal_types, find_family, is_student_type
 from tide_core.models.dllm_layout import fit_tokenizer
 from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer
 from tide_core.models.student import BlockDiffusionStudent
 
-CAUSAL_FAMILIES = ("qwen3", "qwen2", "llama")
 Layout = Literal["student", "dllm"]
 """``student``: what jobs and ``tide sample`` take; ``dllm``: what the dLLM tools load, and jobs too."""
 Fill = Callable[[BlockDiffusionStudent], None]
@@ -35,15 +34,15 @@ def student_config(payload: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: the architecture is not one that can be converted.
     """
-    family = str(payload.get("model_type", "")).removeprefix(STUDENT_PREFIX)
-    if family not in CAUSAL_FAMILIES:
+    family = find_family(payload.get("model_type"))
+    if family is None or not family.becomes_student:
         raise CheckpointError(
             f"model_type {payload.get('model_type')!r} cannot become a student: use one of "
-            f"{', '.join(CAUSAL_FAMILIES)}.",
+            f"{', '.join(causal_types())}.",
             code="unknown_architecture",
             param="model_type",
         )
-    return {**payload, "model_type": STUDENT_PREFIX + family}
+    return {**payload, "model_type": family.student_type}
 
 
 def convert(
@@ -103,8 +102,8 @@ def initialise(
     """Make a student folder with fresh weights, and return the student.
 
     Args:
-        config: fields of a ``config.json``; ``model_type`` is qwen3, qwen2, llama, or one of them behind
-            ``a2d-``.
+        config: fields of a ``config.json``; ``model_type`` is that of a causal family or of a
+            student.
         tokenizer: folder of its tokenizer.
         target: folder to write; it must not exist, or be empty.
         seed: of the weights.
@@ -146,7 +145,7 @@ def _with_source_weights(
 
 def _card(source: Path, folder: Path, *, is_refilled: bool) -> ModelCard | None:
     """What README.md says; None where the source's own says it already and was copied."""
-    is_student = str(read_config(source).get("model_type")).startswith(STUDENT_PREFIX)
+    is_student = is_student_type(read_config(source).get("model_type"))
     name = source.name
     if is_refilled:
         summary = f"The block-diffusion model {name} with the weights of a training state."

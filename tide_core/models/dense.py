@@ -1,11 +1,7 @@
 """Dense decoders of the Qwen3, Qwen2 and Llama shapes: one model, four switches.
 
-| family | norm of q, k | bias of q, k, v | bias of output | bias of feed-forward |
-| --- | --- | --- | --- | --- |
-| Qwen3 | yes | ``attention_bias`` | ``attention_bias`` | no |
-| Qwen2 | no | yes | no | no |
-| Llama | no | ``attention_bias`` | ``attention_bias`` | ``mlp_bias`` |
-| WeDLM | ``qk_norm`` | ``attention_bias`` | no | no |
+Which family switches what, and by which field of ``config.json``, stands in the table of families
+(:mod:`tide_core.contracts.families`); the weights' names are those of Qwen3 throughout.
 """
 
 from __future__ import annotations
@@ -16,13 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import (
+    EMBEDDING_KEY,
+    FAMILIES,
+    STUDENT_PREFIX,
+    ModelFamily,
+    architecture_name,
+    find_family,
+)
 from tide_core.models.configuration import ConfigT, DecoderConfig
 from tide_core.models.decoder import Decoder
 from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
 
-# A block-diffusion student made of a causal family carries the family's name behind this prefix, as the dLLM
-# tools write it ("A2D": autoregressive to diffusion).
-STUDENT_PREFIX = "a2d-"
+_SWITCH_FIELDS = ("qk_norm", "attention_bias", "output_bias", "mlp_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,9 @@ class DenseConfig(DecoderConfig):
     block_size: int | None = None
 
     @property
-    def family(self) -> str:
-        """``qwen3``, ``qwen2``, ``llama`` or ``wedlm``."""
-        return self.model_type.removeprefix(STUDENT_PREFIX)
+    def family(self) -> ModelFamily:
+        """The entry of the family, which a student has in common with the causal model it was made of."""
+        return _dense_family(self.model_type)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -60,46 +62,32 @@ class DenseConfig(DecoderConfig):
 
     def to_json(self) -> dict[str, Any]:
         payload = super().to_json()
-        for name in ("qk_norm", "output_bias", *(() if self.family == "llama" else ("mlp_bias",))):
-            if self.family != "wedlm" or name != "qk_norm":
-                payload.pop(name)
-        if self.family == "qwen2":
-            payload.pop("attention_bias")
-        if self.family == "llama":
-            # Where they are missing, transformers' Llama takes 1 and 2 for them.
-            payload = {"bos_token_id": None, "eos_token_id": None, **payload}
-        return payload
+        for name in set(_SWITCH_FIELDS) - self.family.switches.fields:
+            payload.pop(name)
+        return {**dict.fromkeys(self.family.explicit_fields), **payload}
 
 
 def _family_switches(payload: dict[str, Any]) -> dict[str, Any]:
-    family = str(payload.get("model_type", "")).removeprefix(STUDENT_PREFIX)
-    bias = payload.get("attention_bias")
-    if family == "qwen3":
-        return {"qk_norm": True, "attention_bias": bool(bias), "output_bias": bool(bias), "mlp_bias": False}
-    if family == "qwen2":
-        return {"qk_norm": False, "attention_bias": True, "output_bias": False, "mlp_bias": False}
-    if family == "llama":
-        mlp_bias = bool(payload.get("mlp_bias"))
-        return {
-            "qk_norm": False,
-            "attention_bias": bool(bias),
-            "output_bias": bool(bias),
-            "mlp_bias": mlp_bias,
-        }
-    if family == "wedlm":
-        # The published class's own defaults: the Qwen2.5-based 7B.
-        return {
-            "qk_norm": bool(payload.get("qk_norm", False)),
-            "attention_bias": True if bias is None else bool(bias),
-            "output_bias": False,
-            "mlp_bias": False,
-        }
-    raise CheckpointError(
-        f"model_type {payload.get('model_type')!r} is no known dense decoder: qwen3, qwen2, llama, wedlm, "
-        f"or one of them behind {STUDENT_PREFIX!r}.",
-        code="unknown_architecture",
-        param="model_type",
-    )
+    switches = _dense_family(payload.get("model_type")).switches
+    return {
+        "qk_norm": switches.qk_norm.read(payload),
+        "attention_bias": switches.qkv_bias.read(payload),
+        "output_bias": switches.output_bias.read(payload),
+        "mlp_bias": switches.mlp_bias.read(payload),
+    }
+
+
+def _dense_family(model_type: object) -> ModelFamily:
+    family = find_family(model_type)
+    if family is None or family.mixture is not None:
+        known = ", ".join(family.model_type for family in FAMILIES.values() if family.mixture is None)
+        raise CheckpointError(
+            f"model_type {model_type!r} is no known dense decoder: {known}, or the student of one of them "
+            f"({STUDENT_PREFIX!r} before its name).",
+            code="unknown_architecture",
+            param="model_type",
+        )
+    return family
 
 
 class DenseDecoder(Decoder):
@@ -107,7 +95,7 @@ class DenseDecoder(Decoder):
 
     config_type = DenseConfig
     architecture_name = "DenseDecoder"
-    embedding_key = "model.embed_tokens.weight"
+    embedding_key = EMBEDDING_KEY
     config: DenseConfig
 
     def build_layer(self, index: int) -> DecoderLayer:
@@ -119,7 +107,7 @@ class DenseDecoder(Decoder):
         )
 
     def config_json(self) -> dict[str, Any]:
-        return super().config_json() | {"architectures": [_architecture(self.config.model_type)]}
+        return super().config_json() | {"architectures": [architecture_name(self.config.model_type)]}
 
     def layer_tensors(self, index: int) -> dict[str, Tensor]:
         layer = self.layers[index]
@@ -132,13 +120,6 @@ class DenseDecoder(Decoder):
             f"{prefix}input_layernorm.weight": layer.attention_norm.weight,
             f"{prefix}post_attention_layernorm.weight": layer.feed_forward_norm.weight,
         }
-
-
-def _architecture(model_type: str) -> str:
-    family = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama", "wedlm": "WeDLM"}[
-        model_type.removeprefix(STUDENT_PREFIX)
-    ]
-    return f"A2D{family}LMHeadModel" if model_type.startswith(STUDENT_PREFIX) else f"{family}ForCausalLM"
 
 
 def _attention_tensors(attention: Attention, prefix: str) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """What the dLLM tools (github.com/ZHZisZZ/dllm, their "a2d" models) ask of a model folder beyond ours.
 
-Weights and ``config.json`` are alike: the causal family's key names, ``model_type`` ``a2d-qwen3``,
-``architectures`` ``A2DQwen3LMHeadModel``. Fields of ours (``mask_token_id``, ``block_size``) stay in
-``config.json``: transformers keeps what it does not know, also when the tools save the model again. What
-differs is the tokenizer: on loading, the tools declare ``<|mask|>`` to be the mask token, whatever the folder
+Weights and ``config.json`` are alike: the causal family's key names, and the ``model_type`` and
+``architectures`` of a student. Fields of ours (``mask_token_id``, ``block_size``) stay in ``config.json``:
+transformers keeps what it does not know, also when the tools save the model again. What differs is the
+tokenizer: on loading, the tools declare ``<|mask|>`` to be the mask token, whatever the folder
 calls it, and add it behind the vocabulary where it is missing; and they want a named end or padding token.
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tide_core.checkpoints.mask_token import TOKENIZER_NAME
 from tide_core.contracts.errors import TokenizerError
+from tide_core.contracts.families import find_family
 
 CARD_NAME = "README.md"
 TOKENIZER_FILES = (
@@ -68,7 +69,8 @@ def render_card(card: ModelCard, model_type: str) -> str:
     """The card as Markdown, with the metadata block of the Hugging Face hub and the lines that load the
     model.
     """
-    family = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}[model_type.removeprefix("a2d-")]
+    family = find_family(model_type)
+    assert family is not None, "a student's model_type is one of the table"
     parts = [
         "---",
         "library_name: transformers",
@@ -79,7 +81,7 @@ def render_card(card: ModelCard, model_type: str) -> str:
         card.summary,
         *_table("Training", card.training),
         *_table("Results", card.results),
-        _USAGE.format(family=family, model_type=model_type),
+        _USAGE.format(family=family.class_stem, model_type=model_type),
     ]
     return "\n".join(parts)
 

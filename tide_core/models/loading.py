@@ -20,10 +20,10 @@ from torch import Tensor
 
 from tide_core.checkpoints.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, read_config, read_headers
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import EMBEDDING_KEY, FAMILIES
 
 DEFAULT_SHARD_BYTES = 4 * 1024**3
 HEAD_KEYS = ("lm_head.weight",)
-EMBEDDING_KEYS = ("model.embed_tokens.weight", "model.word_embeddings.weight")
 # Older Llama checkpoints store the rotary frequencies, which the configuration already determines.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -33,6 +33,11 @@ _TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+
+
+def embedding_keys() -> tuple[str, ...]:
+    """Names of the embedding in the weights of all families, the usual one first."""
+    return tuple(dict.fromkeys((EMBEDDING_KEY, *(family.embedding_key for family in FAMILIES.values()))))
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -53,7 +58,7 @@ def stored_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
     Raises:
         CheckpointError: there is no embedding, or it is stored in a quantised format.
     """
-    for key in EMBEDDING_KEYS:
+    for key in embedding_keys():
         if key in headers:
             if headers[key].dtype not in _TORCH_DTYPES:
                 raise CheckpointError(
@@ -61,7 +66,7 @@ def stored_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:
                     param=key,
                 )
             return _TORCH_DTYPES[headers[key].dtype]
-    raise CheckpointError(f"No embedding among the keys: expected {' or '.join(EMBEDDING_KEYS)}.")
+    raise CheckpointError(f"No embedding among the keys: expected {' or '.join(embedding_keys())}.")
 
 
 def copy_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHeader]) -> None:
@@ -87,7 +92,7 @@ def check_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHea
     extra = sorted(key for key in set(headers) - set(targets) if not _may_be_left(key, is_tied=is_tied))
     wrong = [
         f"{key} is {list(headers[key].shape)}, the configuration asks for {list(target.shape)}"
-        + (f" (vocab_size {target.shape[0]})" if key in (*EMBEDDING_KEYS, *HEAD_KEYS) else "")
+        + (f" (vocab_size {target.shape[0]})" if key in (*embedding_keys(), *HEAD_KEYS) else "")
         for key, target in targets.items()
         if key in headers and headers[key].shape != tuple(target.shape)
     ]
@@ -207,7 +212,7 @@ def lm_head_weight(
     """
     headers = read_headers(folder)
     is_tied = bool(read_config(folder).get("tie_word_embeddings", False))
-    for key in (*(() if is_tied else HEAD_KEYS), *EMBEDDING_KEYS):
+    for key in (*(() if is_tied else HEAD_KEYS), *embedding_keys()):
         if key in headers:
             with safe_open(headers[key].file, framework="pt") as stored:
                 weight: Tensor = stored.get_tensor(key)
@@ -217,5 +222,5 @@ def lm_head_weight(
                 f"{key} is missing and config.json does not tie it to the embedding.", param=key
             )
     raise CheckpointError(
-        f"No LM head among the keys: expected {' or '.join((*HEAD_KEYS, *EMBEDDING_KEYS))}."
+        f"No LM head among the keys: expected {' or '.join((*HEAD_KEYS, *embedding_keys()))}."
     )

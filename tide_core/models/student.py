@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import causal_types, is_student_type
 from tide_core.models.configuration import DecoderConfig
-from tide_core.models.dense import STUDENT_PREFIX, DenseConfig, DenseDecoder
+from tide_core.models.dense import DenseConfig, DenseDecoder
 from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer, render_card
 from tide_core.models.loading import DEFAULT_SHARD_BYTES
 
@@ -25,9 +26,9 @@ class BlockDiffusionStudent(DenseDecoder):
     """A block-diffusion student of the Qwen3, Qwen2 or Llama shape.
 
     ``forward(input_ids, attention_mask, position_ids)`` gives hidden states of shape [batch, seq, hidden];
-    logits are ``lm_head`` of the rows that are wanted. Folders have ``model_type`` ``a2d-qwen3``
-    (``a2d-qwen2``, ``a2d-llama``) and the causal family's own key names, so that the dLLM tools load them,
-    and plain ``transformers`` too::
+    logits are ``lm_head`` of the rows that are wanted. Folders have the family's ``student_type`` for
+    ``model_type`` and the causal family's own key names, so that the dLLM tools load them, and plain
+    ``transformers`` too::
 
         config = Qwen3Config.from_pretrained(folder)
         model = Qwen3ForCausalLM.from_pretrained(folder, config=config)
@@ -39,7 +40,7 @@ class BlockDiffusionStudent(DenseDecoder):
     @classmethod
     def _as_config(cls, config: DecoderConfig | Mapping[str, Any]) -> DecoderConfig:
         parsed = super()._as_config(config)
-        if not parsed.model_type.startswith(STUDENT_PREFIX) or not isinstance(parsed, DenseConfig):
+        if not is_student_type(parsed.model_type) or not isinstance(parsed, DenseConfig):
             raise CheckpointError(
                 f"model_type {parsed.model_type!r} is no block-diffusion student: convert the model first "
                 "(tide convert SOURCE TARGET).",
@@ -63,13 +64,13 @@ class BlockDiffusionStudent(DenseDecoder):
         """
         decoder = DenseDecoder.from_pretrained(folder, dtype=dtype, device=device)
         family = decoder.config.family
-        config = replace(decoder.config, model_type=STUDENT_PREFIX + family)
-        if family == "wedlm":
+        if not family.becomes_student:
             raise CheckpointError(
-                "A WeDLM model is a teacher: convert a qwen3, qwen2 or llama model.",
+                f"A {family.title} model is a teacher: convert a model of {', '.join(causal_types())}.",
                 code="unknown_architecture",
                 param="model_type",
             )
+        config = replace(decoder.config, model_type=family.student_type)
         return cls._filled(config, decoder.checkpoint_tensors(), decoder)
 
     @classmethod

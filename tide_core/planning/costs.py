@@ -12,7 +12,7 @@ from typing import Literal
 
 from tide_core.contracts.plan import DeviceKind
 from tide_core.planning import traffic
-from tide_core.planning.models import ModelShape
+from tide_core.planning.shapes import ModelShape
 
 Precision = Literal["float32", "bfloat16"]
 Limit = Literal["compute", "memory_bandwidth", "dispatch", "gradient_exchange"]

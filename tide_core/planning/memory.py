@@ -12,7 +12,7 @@ from tide_core.contracts.job import Quantisation
 from tide_core.contracts.plan import DeviceKind, MemoryPart, ProcessMemory
 from tide_core.contracts.teacher import bits_per_weight
 from tide_core.planning.costs import WIDTH, Precision
-from tide_core.planning.models import ModelShape
+from tide_core.planning.shapes import ModelShape
 
 CPU_RUNTIME_BYTES = 450 * 2**20
 """A worker with torch and Ray loaded and nothing in it."""

@@ -19,8 +19,8 @@ from tide_core.contracts.scores import Layout, TopKQuestion, Want, value_format
 from tide_core.contracts.teacher import wanted
 from tide_core.planning import costs, memory, traffic
 from tide_core.planning.costs import Precision, Seconds, Work
-from tide_core.planning.models import ModelShape
 from tide_core.planning.noise import DrawnSequences
+from tide_core.planning.shapes import ModelShape
 
 # Kernels of a tile, views left out: forward and backward of a clean token's statistic and of a comparison,
 # and a readout's.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tide_core.contracts.scores import Want
-from tide_core.planning.models import ModelShape
+from tide_core.planning.shapes import ModelShape
 
 _WIDE = 4
 """Bytes of a float32."""

@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from tide_core.contracts.families import WEDLM
 from tide_core.models.decoder import Decoder
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.mixture import MixtureFeedForward
@@ -90,7 +91,7 @@ def _build_moe(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decoder
 
 
 def _build_dense(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decoder:
-    config = dense_config("wedlm", DENSE_TEACHER_SIZE, tokenizer, plan, is_tied=False)
+    config = dense_config(WEDLM.model_type, DENSE_TEACHER_SIZE, tokenizer, plan, is_tied=False)
     return DenseDecoder.from_config(config, seed=seed)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tide_core.checkpoints.tokenizer_folder import load_tokenizer
+from tide_core.contracts.families import QWEN3
 from tide_core.contracts.job import (
     CheckpointPolicy,
     DataSource,
@@ -122,4 +123,4 @@ def job_spec(job: DemoJob, corpus: Path, *, steps: int = STEPS) -> JobSpec:
 
 def _student_config() -> dict[str, Any]:
     tokenizer = load_tokenizer(STUDENT_TOKENIZER)
-    return dense_config("a2d-qwen3", STUDENT_SIZE, tokenizer, STUDENT, is_tied=True)
+    return dense_config(QWEN3.student_type, STUDENT_SIZE, tokenizer, STUDENT, is_tied=True)

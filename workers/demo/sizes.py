@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from tide_core.contracts.families import LLADA2_MOE
 from workers.demo.vocabularies import VocabularyPlan
 
 BLOCK_SIZE = 8
@@ -36,7 +37,7 @@ def dense_config(
     """A model of the Qwen3 shape: hidden 128, 4 heads of 32, 2 key-value heads.
 
     Args:
-        model_type: `a2d-qwen3` for a student, `wedlm` for the dense teacher.
+        model_type: of a student, or of the dense teacher.
         size: layers and feed-forward width.
         tokenizer, plan: name the vocabulary and its special tokens.
         is_tied: whether the LM head is the embedding.
@@ -57,7 +58,7 @@ def dense_config(
 def moe_config(tokenizer: Tokenizer, plan: VocabularyPlan) -> dict[str, Any]:
     """A model of the LLaDA2 shape: layer 0 dense, four sparse layers of 8 experts in 4 groups, 2 a token."""
     return {
-        "model_type": "llada2_moe",
+        "model_type": LLADA2_MOE.model_type,
         "intermediate_size": 384,
         "moe_intermediate_size": 64,
         "num_hidden_layers": 5,

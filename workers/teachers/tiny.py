@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tide_core.contracts.families import LLADA2_MOE, WEDLM
 from tide_core.models.decoder import Decoder
-from tide_core.models.teachers.adapter import ARCHITECTURES
+from tide_core.models.registry import model_class
 
 MASK_TOKEN, END_TOKEN = "<|mask|>", "<|endoftext|>"
 END_ID, MASK_ID = 256, 257
@@ -34,7 +35,7 @@ _SHARED_SIZES: dict[str, Any] = {
     "eos_token_id": END_ID,
 }
 _OWN_SIZES: dict[str, dict[str, Any]] = {
-    "llada2_moe": {
+    LLADA2_MOE.model_type: {
         "intermediate_size": 64,
         "moe_intermediate_size": 16,
         "num_experts": 8,
@@ -46,7 +47,7 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.5,
         "partial_rotary_factor": 0.5,
     },
-    "wedlm": {"intermediate_size": 64, "qk_norm": True, "attention_bias": False},
+    WEDLM.model_type: {"intermediate_size": 64, "qk_norm": True, "attention_bias": False},
 }
 
 
@@ -54,11 +55,11 @@ def tiny_teacher(architecture: str, *, seed: int = 0) -> Decoder:
     """A frozen model of some 40,000 parameters.
 
     Args:
-        architecture: ``llada2_moe`` or ``wedlm``.
+        architecture: ``model_type`` of LLaDA2 or WeDLM.
         seed: of the weights.
     """
     config = {"model_type": architecture} | _SHARED_SIZES | _OWN_SIZES[architecture]
-    return ARCHITECTURES[architecture].from_config(config, seed=seed).eval().requires_grad_(False)
+    return model_class(architecture).from_config(config, seed=seed).eval().requires_grad_(False)
 
 
 def write_tiny_teacher(folder: Path, architecture: str, *, seed: int = 0) -> Path:

@@ -20,6 +20,7 @@ from service.orchestrator.compute import (
     ClusterResources,
 )
 from service.orchestrator.pools import LeasedReplicas, PoolRules, PoolSnapshot
+from tide_core.checkpoints.headers import SINGLE_NAME
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.placement import Purpose, labels_for
 from tide_core.contracts.serving import TEACHERS
@@ -176,7 +177,7 @@ def test_states(status: ApplicationStatus, ready: int, is_desired: bool, state: 
 class TestSize:
     def write(self, folder: Path, size: int, dtype: str | None = "bfloat16") -> TeacherSpec:
         folder.mkdir(exist_ok=True)
-        with (folder / "model-00001-of-00001.safetensors").open("wb") as file:
+        with (folder / SINGLE_NAME).open("wb") as file:
             file.truncate(size)
         (folder / "config.json").write_text(json.dumps({"torch_dtype": dtype} if dtype else {}))
         return TeacherSpec(model=str(folder))

@@ -22,14 +22,14 @@ from tide_core.losses.sparse import BucketLogProbs
 from tide_core.models.gating import gated
 from tide_core.models.layers import RMSNorm
 from tide_core.models.reading import read_places
+from tide_core.models.registry import model_class
 from tide_core.models.rotary import rotate
-from tide_core.models.teachers.adapter import ARCHITECTURES
 from tide_core.planning import costs
 from tide_core.planning import traffic as passes
 from tide_core.planning.costs import Places
 from tide_core.planning.kinds import KINDS
-from tide_core.planning.models import ModelShape, model_shape
 from tide_core.planning.roles import TrainerRole
+from tide_core.planning.shapes import ModelShape, model_shape
 from tide_core.scoring.answers import Slices, target_log_probs, top_k_bytes
 
 ROWS, LENGTH = 4, 64
@@ -59,7 +59,7 @@ DENSE = {"model_type": "wedlm", "qk_norm": True, "attention_bias": False}
 
 def built(fields: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[Any, ModelShape]:
     config = SIZES | fields
-    model = ARCHITECTURES[config["model_type"]].from_config(config, seed=1, dtype=dtype)
+    model = model_class(config["model_type"]).from_config(config, seed=1, dtype=dtype)
     return model, model_shape(config, "model")
 
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.tiny_runs import tiny_spec
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import teacher_types
 from tide_core.contracts.job import NoiseSpec, ResolvedJobSpec
 from tide_core.contracts.objective import CompDemoContext, FullContext, Pipeline, Variant
 from tide_core.contracts.plan import DataExpectations
@@ -23,11 +24,12 @@ from tide_core.losses.fused_linear import TargetLogProbs, TidalDivergence
 from tide_core.losses.head_pass import Statistic, resolved_keep_bytes, resolved_slice_size, statistics_of
 from tide_core.masks.block_attention import compact_layout
 from tide_core.models.quantisation import memory_bytes, quantise_layer
-from tide_core.models.teachers.adapter import ARCHITECTURES
+from tide_core.models.registry import model_class
 from tide_core.planning import costs, memory
 from tide_core.planning.costs import Places
-from tide_core.planning.models import PUBLISHED, ModelShape, model_shape
 from tide_core.planning.noise import draw_sequences, mask_rates
+from tide_core.planning.published import PUBLISHED
+from tide_core.planning.shapes import ModelShape, model_shape
 from tide_core.schedules.noise import noise_schedule
 from tide_core.scoring.layouts import Sample, footprint
 from workers.teachers.engine import EngineSettings
@@ -66,12 +68,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llada2-bias": {"model_type": "llada2_moe", "use_qkv_bias": True, "use_bias": True, "use_qk_norm": False}
     | MIXTURE
     | {"num_shared_experts": 0, "first_k_dense_replace": 0},
+    "llada2-null-shared": {"model_type": "llada2_moe"} | MIXTURE | {"num_shared_experts": None},
+    "llada2-dense": {"model_type": "llada2_moe", "num_experts": None},
 }
 
 
 def built(name: str) -> tuple[Any, ModelShape]:
     config = SIZES | CONFIGS[name]
-    model = ARCHITECTURES[config["model_type"]].from_config(config, seed=1)
+    model = model_class(config["model_type"]).from_config(config, seed=1)
     return model, model_shape(config, "model")
 
 
@@ -96,7 +100,7 @@ def test_quantised_weight_bytes_are_those_of_the_loaded_model(name: str, quantis
     wide = {"hidden_size": 64, "intermediate_size": 96}
     wide |= {"moe_intermediate_size": 32} if name == "llada2" else {}
     config = SIZES | CONFIGS[name] | wide
-    model = ARCHITECTURES[config["model_type"]].from_config(config, seed=1).to(torch.bfloat16)
+    model = model_class(config["model_type"]).from_config(config, seed=1).to(torch.bfloat16)
     for number, layer in enumerate(model.layers):
         quantise_layer(layer, quantisation, f"layers.{number}")
     shape = model_shape(config, "model")
@@ -111,7 +115,7 @@ def test_published_models_have_their_published_sizes() -> None:
 
 
 def test_every_architecture_of_a_teacher_is_known() -> None:
-    assert {config["model_type"] for config in CONFIGS.values()} == set(ARCHITECTURES)
+    assert {config["model_type"] for config in CONFIGS.values()} == set(teacher_types())
 
 
 @pytest.mark.parametrize("has_mask", [False, True])

@@ -11,25 +11,13 @@ from torch import Tensor, nn
 
 from tide_core.checkpoints.headers import read_config
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import find_family, teacher_types
 from tide_core.contracts.job import Quantisation
 from tide_core.models.decoder import AttentionMask, Decoder
-from tide_core.models.dense import DenseDecoder
 from tide_core.models.reading import ReadPlaces
-from tide_core.models.student import BlockDiffusionStudent
-from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
-from tide_core.models.teachers.wedlm import WeDLMModel
+from tide_core.models.registry import model_class
 
 AUTO = "auto"
-ARCHITECTURES: dict[str, type[Decoder]] = {
-    "llada2_moe": LLaDA2MoeModel,
-    "wedlm": WeDLMModel,
-    "qwen3": DenseDecoder,
-    "qwen2": DenseDecoder,
-    "llama": DenseDecoder,
-    "a2d-qwen3": BlockDiffusionStudent,
-    "a2d-qwen2": BlockDiffusionStudent,
-    "a2d-llama": BlockDiffusionStudent,
-}
 
 
 @runtime_checkable
@@ -67,9 +55,9 @@ def architecture_of(folder: str | os.PathLike[str]) -> str:
         CheckpointError: the folder is none, or its architecture is not known here.
     """
     model_type = read_config(folder).get("model_type")
-    if model_type not in ARCHITECTURES:
+    if find_family(model_type) is None:
         raise CheckpointError(
-            f"{folder} has model_type {model_type!r}; known are {', '.join(ARCHITECTURES)}.",
+            f"{folder} has model_type {model_type!r}; known are {', '.join(teacher_types())}.",
             code="unknown_architecture",
             param="model_type",
         )
@@ -88,7 +76,7 @@ def load_teacher(
 
     Args:
         folder: ``config.json``, safetensors, tokenizer files.
-        architecture: one of ``ARCHITECTURES``, or ``auto`` for what ``config.json`` says.
+        architecture: a ``model_type`` of the table of families, or ``auto`` for what ``config.json`` says.
         dtype: of the weights in memory; without it, as stored.
         device: where the weights go.
         quantisation: how the layers' weights are held: ``none``, ``int8`` or ``int4``.
@@ -104,10 +92,8 @@ def load_teacher(
         raise CheckpointError(
             f"The teacher's architecture is given as {architecture!r}, but {folder} is {found!r}. Leave it "
             f"at {AUTO!r} or correct it.",
-            code="unknown_architecture" if architecture not in ARCHITECTURES else "architecture_mismatch",
+            code="unknown_architecture" if find_family(architecture) is None else "architecture_mismatch",
             param="architecture",
         )
-    model = ARCHITECTURES[found].from_pretrained(
-        folder, dtype=dtype, device=device, quantisation=quantisation
-    )
+    model = model_class(found).from_pretrained(folder, dtype=dtype, device=device, quantisation=quantisation)
     return model.requires_grad_(False)

@@ -9,6 +9,7 @@ import structlog
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import LLADA2_MOE
 from tide_core.models.configuration import ConfigT, DecoderConfig
 from tide_core.models.decoder import Decoder
 from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
@@ -16,7 +17,7 @@ from tide_core.models.mixture import MixtureFeedForward, RoutingRule
 
 logger = structlog.get_logger(__name__)
 
-MODEL_TYPE = "llada2_moe"
+MODEL_TYPE = LLADA2_MOE.model_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +159,8 @@ class LLaDA2MoeModel(Decoder):
     """The model; ``from_pretrained(folder)`` loads the genuine layout, ``forward`` gives hidden states."""
 
     config_type = LLaDA2MoeConfig
-    architecture_name = "LLaDA2MoeModelLM"
-    embedding_key = "model.word_embeddings.weight"
+    architecture_name = LLADA2_MOE.architecture
+    embedding_key = LLADA2_MOE.embedding_key
     config: LLaDA2MoeConfig
 
     def build_layer(self, index: int) -> DecoderLayer:

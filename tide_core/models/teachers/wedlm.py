@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import WEDLM
 from tide_core.models.configuration import DecoderConfig
 from tide_core.models.dense import DenseDecoder
 
-MODEL_TYPE = "wedlm"
+MODEL_TYPE = WEDLM.model_type
 
 
 class WeDLMModel(DenseDecoder):

@@ -12,8 +12,8 @@ from service.jobs.model_folders import read_config
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.plan import Plan, PlanRequest
 from tide_core.contracts.teacher import wanted
-from tide_core.planning.models import PUBLISHED
-from tide_core.planning.plan import ModelConfig, make_plan
+from tide_core.planning.make_plan import ModelConfig, make_plan
+from tide_core.planning.published import PUBLISHED
 
 
 async def plan(request: PlanRequest) -> Plan:

@@ -20,10 +20,10 @@ from tide_core.contracts.plan import (
 from tide_core.contracts.teacher import wanted
 from tide_core.planning.choosing import LARGEST_BATCH, choose, simulated
 from tide_core.planning.kinds import groups_of
-from tide_core.planning.models import ModelShape, model_shape
 from tide_core.planning.noise import draw_sequences
 from tide_core.planning.placing import Candidate, asked, balanced_ratio
 from tide_core.planning.roles import Step
+from tide_core.planning.shapes import ModelShape, model_shape
 
 _UNEVEN = 1.1
 """Ratio of simulated to mean pace above which a plan says so."""

@@ -1,7 +1,6 @@
 """Sizes of a model, from the fields of its config.json alone: no weights, no torch.
 
-The same switches as :mod:`tide_core.models.dense` and :mod:`tide_core.models.teachers.llada2_moe`; tests hold
-the counts against the real modules.
+Switches and fields are those of the table of families; tests hold the counts against the real modules.
 """
 
 from __future__ import annotations
@@ -11,58 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tide_core.contracts.errors import CheckpointError
-
-STUDENT_PREFIX = "a2d-"
-MIXTURE = "llada2_moe"
-DENSE_FAMILIES = ("qwen3", "qwen2", "llama", "wedlm")
-
-_QWEN3_0_6B: dict[str, Any] = {
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
-}
-_WEDLM_8B: dict[str, Any] = {
-    "model_type": "wedlm",
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": False,
-    "qk_norm": True,
-    "attention_bias": False,
-}
-_LLADA2_MINI: dict[str, Any] = {
-    "model_type": "llada2_moe",
-    "vocab_size": 157184,
-    "hidden_size": 2048,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 20,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "tie_word_embeddings": False,
-    "first_k_dense_replace": 1,
-    "num_experts": 256,
-    "num_experts_per_tok": 8,
-    "num_shared_experts": 1,
-    "moe_intermediate_size": 512,
-}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "inclusionAI/LLaDA2.0-mini": _LLADA2_MINI,
-    "tencent/WeDLM-8B": _WEDLM_8B,
-    "tencent/WeDLM-8B-Instruct": _WEDLM_8B,
-    "Qwen/Qwen3-0.6B": _QWEN3_0_6B,
-}
-"""Published sizes by hub name: what a plan needs of a model that is not on the server yet."""
+from tide_core.contracts.families import FAMILIES, MixtureFields, ModelFamily, find_family
 
 
 @dataclass(frozen=True)
@@ -193,11 +141,11 @@ def model_shape(config: Mapping[str, Any], param: str) -> ModelShape:
     Raises:
         CheckpointError: ``unknown_architecture``, or ``bad_checkpoint`` when a size is missing or no size.
     """
-    family = str(config.get("model_type", "")).removeprefix(STUDENT_PREFIX)
-    if family not in (*DENSE_FAMILIES, MIXTURE):
+    family = find_family(config.get("model_type"))
+    if family is None:
         raise CheckpointError(
             f"The planner does not know the architecture {config.get('model_type')!r}; it knows "
-            f"{', '.join((*DENSE_FAMILIES, MIXTURE))}.",
+            f"{', '.join(FAMILIES)}.",
             code="unknown_architecture",
             param=param,
         )
@@ -213,7 +161,7 @@ def model_shape(config: Mapping[str, Any], param: str) -> ModelShape:
         kv_heads=sizes.get("num_key_value_heads", heads),
         head_dim=sizes.get("head_dim", max(1, hidden // heads)),
         is_tied=bool(config.get("tie_word_embeddings", False)),
-        mixture=_mixture(sizes) if family == MIXTURE else None,
+        mixture=_mixture(sizes, family.mixture) if family.mixture is not None else None,
         **_switches(family, config),
     )
 
@@ -227,6 +175,10 @@ class _Sizes:
 
     def __getitem__(self, name: str) -> int:
         return self._checked(name, self._config.get(name), 1)
+
+    def is_null(self, name: str) -> bool:
+        """Whether the config names the field and gives it no number."""
+        return name in self._config and self._config[name] is None
 
     def get(self, name: str, default: int, least: int = 1) -> int:
         value = self._config.get(name)
@@ -243,36 +195,26 @@ class _Sizes:
         return value
 
 
-def _mixture(sizes: _Sizes) -> Mixture:
-    width = sizes["moe_intermediate_size"]
-    experts, chosen = sizes["num_experts"], sizes["num_experts_per_tok"]
+def _mixture(sizes: _Sizes, fields: MixtureFields) -> Mixture | None:
+    """The experts; None where the file says null for their number: every layer is dense."""
+    if sizes.is_null(fields.experts):
+        return None
+    width = sizes[fields.width]
+    experts, chosen = sizes[fields.experts], sizes[fields.chosen]
     return Mixture(
         experts=experts,
         chosen=min(experts, chosen),
         width=width,
-        shared_width=width * sizes.get("num_shared_experts", 1, least=0),
-        dense_layers=sizes.get("first_k_dense_replace", 0, least=0),
+        shared_width=width * (0 if sizes.is_null(fields.shared) else sizes.get(fields.shared, 1, least=0)),
+        dense_layers=sizes.get(fields.dense_layers, 0, least=0),
     )
 
 
-def _switches(family: str, config: Mapping[str, Any]) -> dict[str, bool]:
-    bias = config.get("attention_bias")
-    has_bias = bool(bias)
-    match family:
-        case "qwen3":
-            found = (True, has_bias, has_bias, False)
-        case "qwen2":
-            found = (False, True, False, False)
-        case "llama":
-            found = (False, has_bias, has_bias, bool(config.get("mlp_bias")))
-        case "wedlm":
-            found = (bool(config.get("qk_norm", False)), True if bias is None else has_bias, False, False)
-        case _:
-            found = (
-                bool(config.get("use_qk_norm", True)),
-                bool(config.get("use_qkv_bias", False)),
-                bool(config.get("use_bias", False)),
-                False,
-            )
-    names = ("has_qk_norm", "has_qkv_bias", "has_output_bias", "has_mlp_bias")
-    return dict(zip(names, found, strict=True))
+def _switches(family: ModelFamily, config: Mapping[str, Any]) -> dict[str, bool]:
+    switches = family.switches
+    return {
+        "has_qk_norm": switches.qk_norm.read(config),
+        "has_qkv_bias": switches.qkv_bias.read(config),
+        "has_output_bias": switches.output_bias.read(config),
+        "has_mlp_bias": switches.mlp_bias.read(config),
+    }

@@ -1,0 +1,249 @@
+"""The families of models that Tide knows: one entry a family, from which everything else reads.
+
+In: a ``model_type`` of a ``config.json``. Out: the family behind it, with its roles, names and switches.
+
+The spec's validation, the control plane's checks, the loaders, the planner, the conversion and the page
+docs/model-families.md read this table. A new family takes one entry here, one module with the names of its
+weights (``model_class``) where no class has them yet, and one test file. Nothing else spells a family's name:
+a test checks it. The table needs no torch and stands below everything: the job spec is validated by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+AttentionName = Literal["bidirectional", "block_staircase", "block_causal"]
+"""What a teacher may see; ``contracts.scores.Layout`` describes each."""
+ALL_ATTENTION: tuple[AttentionName, ...] = get_args(AttentionName)
+
+STUDENT_PREFIX = "a2d-"
+"""A block-diffusion student made of a causal family carries the family's name behind this prefix, as the dLLM
+tools write it ("A2D": autoregressive to diffusion)."""
+EMBEDDING_KEY = "model.embed_tokens.weight"
+"""Name of the embedding in the weights of most families."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A yes or no of an architecture: settled by the family, or named by a field of ``config.json``.
+
+    Attributes:
+        default: the value without a field, or where the file leaves the field out.
+        field: name of the field; empty: the family settles it.
+    """
+
+    default: bool
+    field: str = ""
+
+    def read(self, config: Mapping[str, Any]) -> bool:
+        """The value for a ``config.json``."""
+        value = config.get(self.field) if self.field else None
+        return self.default if value is None else bool(value)
+
+
+NEVER, ALWAYS = Switch(False), Switch(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """What differs between decoders of one shape.
+
+    Attributes:
+        qk_norm: queries and keys are normalised per head.
+        qkv_bias: the projections to queries, keys and values have a bias.
+        output_bias: attention's output projection has one.
+        mlp_bias: the feed-forward has biases.
+    """
+
+    qk_norm: Switch = NEVER
+    qkv_bias: Switch = NEVER
+    output_bias: Switch = NEVER
+    mlp_bias: Switch = NEVER
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of ``config.json`` that name a switch."""
+        switches = (self.qk_norm, self.qkv_bias, self.output_bias, self.mlp_bias)
+        return frozenset(switch.field for switch in switches if switch.field)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureFields:
+    """Fields of ``config.json`` that size a mixture of experts.
+
+    Attributes:
+        width: inner width of one expert.
+        experts: routed experts of a layer; null: every layer is dense.
+        chosen: of those, how many a token takes.
+        shared: experts that see every token; 1 where the file leaves it out, 0 where it says null.
+        dense_layers: leading layers with a dense feed-forward; 0 where the file leaves it out.
+    """
+
+    width: str
+    experts: str
+    chosen: str
+    shared: str
+    dense_layers: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFamily:
+    """One family.
+
+    Attributes:
+        model_type: its name in ``config.json``.
+        title: what people call it.
+        architecture: name of the class in ``architectures`` of ``config.json``.
+        model_class: ``module:Class`` that holds the names of its weights and loads them as a teacher.
+        switches: what its ``config.json`` may switch.
+        becomes_student: a causal checkpoint of it can be the start of a block-diffusion student.
+        attention: what it may see as a teacher.
+        embedding_key: name of the embedding in the weights.
+        mixture: where its layers are mixtures of experts, the fields that size them.
+        explicit_fields: fields that ``config.json`` must name even when they are null.
+    """
+
+    model_type: str
+    title: str
+    architecture: str
+    model_class: str
+    switches: Switches
+    becomes_student: bool = False
+    attention: tuple[AttentionName, ...] = ALL_ATTENTION
+    embedding_key: str = EMBEDDING_KEY
+    mixture: MixtureFields | None = None
+    explicit_fields: tuple[str, ...] = ()
+
+    @property
+    def student_type(self) -> str:
+        """``model_type`` of a student made of it."""
+        return STUDENT_PREFIX + self.model_type
+
+    @property
+    def class_stem(self) -> str:
+        """What the names of its classes in transformers begin with."""
+        return self.architecture.removesuffix("ForCausalLM")
+
+
+DENSE_CLASS = "tide_core.models.dense:DenseDecoder"
+STUDENT_CLASS = "tide_core.models.student:BlockDiffusionStudent"
+
+LLADA2_MOE = ModelFamily(
+    model_type="llada2_moe",
+    title="LLaDA2",
+    architecture="LLaDA2MoeModelLM",
+    model_class="tide_core.models.teachers.llada2_moe:LLaDA2MoeModel",
+    switches=Switches(
+        qk_norm=Switch(True, "use_qk_norm"),
+        qkv_bias=Switch(False, "use_qkv_bias"),
+        output_bias=Switch(False, "use_bias"),
+    ),
+    embedding_key="model.word_embeddings.weight",
+    mixture=MixtureFields(
+        width="moe_intermediate_size",
+        experts="num_experts",
+        chosen="num_experts_per_tok",
+        shared="num_shared_experts",
+        dense_layers="first_k_dense_replace",
+    ),
+)
+WEDLM = ModelFamily(
+    model_type="wedlm",
+    title="WeDLM",
+    architecture="WeDLMForCausalLM",
+    model_class="tide_core.models.teachers.wedlm:WeDLMModel",
+    # The defaults are the published class's own: the Qwen2.5-based 7B.
+    switches=Switches(qk_norm=Switch(False, "qk_norm"), qkv_bias=Switch(True, "attention_bias")),
+)
+QWEN3 = ModelFamily(
+    model_type="qwen3",
+    title="Qwen3",
+    architecture="Qwen3ForCausalLM",
+    model_class=DENSE_CLASS,
+    switches=Switches(
+        qk_norm=ALWAYS,
+        qkv_bias=Switch(False, "attention_bias"),
+        output_bias=Switch(False, "attention_bias"),
+    ),
+    becomes_student=True,
+)
+QWEN2 = ModelFamily(
+    model_type="qwen2",
+    title="Qwen2",
+    architecture="Qwen2ForCausalLM",
+    model_class=DENSE_CLASS,
+    switches=Switches(qkv_bias=ALWAYS),
+    becomes_student=True,
+)
+LLAMA = ModelFamily(
+    model_type="llama",
+    title="Llama",
+    architecture="LlamaForCausalLM",
+    model_class=DENSE_CLASS,
+    switches=Switches(
+        qkv_bias=Switch(False, "attention_bias"),
+        output_bias=Switch(False, "attention_bias"),
+        mlp_bias=Switch(False, "mlp_bias"),
+    ),
+    becomes_student=True,
+    # Where they are missing, transformers' Llama takes 1 and 2 for them.
+    explicit_fields=("bos_token_id", "eos_token_id"),
+)
+
+FAMILIES: dict[str, ModelFamily] = {
+    family.model_type: family for family in (LLADA2_MOE, WEDLM, QWEN3, QWEN2, LLAMA)
+}
+
+
+def find_family(model_type: object) -> ModelFamily | None:
+    """The family behind a ``model_type``, be it a student's or its own; None for what is not known."""
+    name = str(model_type)
+    if not name.startswith(STUDENT_PREFIX):
+        return FAMILIES.get(name)
+    family = FAMILIES.get(name.removeprefix(STUDENT_PREFIX))
+    return family if family is not None and family.becomes_student else None
+
+
+def is_student_type(model_type: object) -> bool:
+    """Whether a ``model_type`` is that of a block-diffusion student."""
+    return str(model_type).startswith(STUDENT_PREFIX) and find_family(model_type) is not None
+
+
+def causal_types() -> tuple[str, ...]:
+    """``model_type`` of every family of which a student can be made."""
+    return tuple(family.model_type for family in FAMILIES.values() if family.becomes_student)
+
+
+def student_types() -> tuple[str, ...]:
+    """``model_type`` of every block-diffusion student."""
+    return tuple(family.student_type for family in FAMILIES.values() if family.becomes_student)
+
+
+def teacher_types() -> tuple[str, ...]:
+    """``model_type`` of every model that can be a teacher: all families, and students."""
+    return (*FAMILIES, *student_types())
+
+
+def class_path(model_type: str) -> str:
+    """``module:Class`` that loads a ``model_type``.
+
+    Raises:
+        KeyError: it is not known.
+    """
+    if is_student_type(model_type):
+        return STUDENT_CLASS
+    return FAMILIES[model_type].model_class
+
+
+def architecture_name(model_type: str) -> str:
+    """What ``architectures`` in ``config.json`` says for a ``model_type``.
+
+    Raises:
+        KeyError: it is not known.
+    """
+    family = find_family(model_type)
+    if family is None:
+        raise KeyError(model_type)
+    return f"A2D{family.class_stem}LMHeadModel" if is_student_type(model_type) else family.architecture
