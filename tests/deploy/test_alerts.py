@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from service.observability.metrics import COUNTED, GAUGES
+from tests.support.fetching import find_program
+from tests.support.skips import require
 from tide_core.contracts.metrics import TEACHER_METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -28,11 +30,8 @@ ALERTS = {rule["alert"]: rule for rule in _rules() if "alert" in rule}
 
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    """Path of promtool; Debian has it in the package `prometheus`."""
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip("no promtool here: install the package prometheus")
-    return found
+    """Path of promtool, which checks rules and configurations."""
+    return require(find_program, "promtool")
 
 
 def test_promtool_accepts_the_rules(promtool: str) -> None:

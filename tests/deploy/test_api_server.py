@@ -16,7 +16,7 @@ from installer import CHART, Installer, make_namespace, objects
 from kuberay import head_container, worker_container
 from old_kubernetes import adapted
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.custom_resources, pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NOT_AS_WRITTEN = {
     ("policy/v1", "PodDisruptionBudget"),  # asked as policy/v1beta1

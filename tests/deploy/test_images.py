@@ -83,8 +83,7 @@ def test_locks_hold_what_each_image_is_for() -> None:
 def test_hadolint_has_nothing_to_say(name: str) -> None:
     # With the environment's programs, also where it was not activated.
     program = shutil.which("hadolint", path=os.pathsep.join((f"{sys.prefix}/bin", os.environ["PATH"])))
-    if program is None:
-        pytest.skip("no hadolint here: pip install '.[dev]'")
+    assert program is not None, "no hadolint here: pip install '.[dev]'"
     result = subprocess.run([program, str(DOCKER / f"{name}.Dockerfile")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
@@ -137,9 +136,7 @@ def test_mounted_files_are_there(compose: dict[str, Any]) -> None:
 
 
 def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("no promtool here: install the package prometheus")
+    promtool = require(find_program, "promtool")
     text = (ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text()
     rules = ROOT / "helm" / "tide" / "files" / "rules"
     (tmp_path / "prometheus.yaml").write_text(text.replace("/etc/prometheus/rules", str(rules)))

@@ -16,7 +16,7 @@ from installer import Installer, make_namespace, objects
 
 from tests.support.running_tide import await_true
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.custom_resources, pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROFILES = ("kind-cpu", "single-node-8-gpu", "large-cluster")
 KEPT = {

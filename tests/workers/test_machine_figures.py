@@ -64,7 +64,6 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_measured() -> None:
     kind = measure_device(torch.device("cuda"))
     assert kind.is_accelerator

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
-from tests.support.otlp_collector import HAS_EXPORTER, Collector, Received
+from tests.support.otlp_collector import Collector, Received
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.reporting import AttemptBrief, Failed, Finished
 from tide_core.contracts.states import Phase
@@ -29,8 +29,6 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    if not HAS_EXPORTER:
-        pytest.skip("no exporter here: pip install -e .[tracing]")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms; spans leave every five seconds otherwise
     with Collector() as running:
         yield running
@@ -202,8 +200,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_collector_that_is_away_costs_nothing_but_the_spans() -> None:
-    if not HAS_EXPORTER:
-        pytest.skip("no exporter here: pip install -e .[tracing]")
     tracing = Tracing("x", "http://127.0.0.1:9")
     began = time.monotonic()
     with tracing.span("a"):

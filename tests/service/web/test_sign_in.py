@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from playwright.sync_api import sync_playwright
 
 from service.access import client_tokens
 from service.access.tables import Role
@@ -21,13 +21,9 @@ from service.db.session import Database
 from service.orchestrator.embedded_ray import free_port
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Authentication, Settings
+from tests.support.fetching import find_program
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 class Closed:
@@ -87,10 +83,9 @@ def closed(tmp_path: Path) -> Iterator[Closed]:
 
 @pytest.fixture
 def browser_page() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
+            executable_path=find_program("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
         )
         opened = browser.new_page(viewport={"width": 1100, "height": 800})
         opened.set_default_timeout(20_000)

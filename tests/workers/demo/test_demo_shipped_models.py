@@ -76,12 +76,12 @@ def texts() -> list[str]:
 def test_shipped_tokenisers_are_what_the_script_makes(
     folder: Path, plan: VocabularyPlan, texts: list[str]
 ) -> None:
-    if not has_the_same_library(TEACHER_MOE):
-        pytest.skip("another Python version documents its library otherwise")
     made = train_tokenizer(texts, plan).get_vocab()
     shipped = tokenizer_of(folder).get_vocab()
-    # Patch releases touch a docstring now and then: a few merges may differ, the vocabularies hardly.
-    assert len(made.keys() & shipped.keys()) > 0.98 * len(shipped)
+    # Patch releases touch a docstring now and then: a few merges may differ, the vocabularies hardly. Another
+    # minor version documents its library otherwise.
+    least = 0.98 if has_the_same_library(TEACHER_MOE) else 0.75
+    assert len(made.keys() & shipped.keys()) > least * len(shipped)
 
 
 @pytest.mark.parametrize("name", TEACHERS)

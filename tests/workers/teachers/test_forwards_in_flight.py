@@ -248,7 +248,6 @@ def test_hidden_states_may_stay_on_the_device(bench: Bench, make_request: Reques
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("want", [Want.HIDDEN, Want.TARGET_LOG_PROB, Want.TOP_K])
 def test_a_device_answers_as_the_host(make_request: RequestMaker, want: Want) -> None:
     requests = [make_request([32, 7], seed=seed, want=want) for seed in range(20)]
