@@ -21,6 +21,7 @@ from service.access.client_tokens import identify, register_bootstrap
 from service.db.session import Database
 from service.migrations.migrate import upgrade
 from service.settings import Settings
+from tests.support.fetching import CRDS
 from tide_core.contracts.placement import PURPOSE_LABEL, Purpose, labels_for
 
 ROOT = Path(__file__).parents[2]

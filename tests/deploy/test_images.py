@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from tests.support.fetching import find_program
+from tests.support.skips import require
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"

@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

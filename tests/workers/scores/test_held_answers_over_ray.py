@@ -19,7 +19,7 @@ from workers.scores.serve_transport import ServeTransport
 from workers.teachers.app import Teacher
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
-needs_nixl = pytest.mark.skipif(find_spec("nixl") is None, reason="nixl is not installed")
+needs_nixl = pytest.mark.skipif(find_spec("nixl") is None, reason="no nixl here: pip install '.[nixl]'")
 
 
 def hidden_request(lengths: list[int], seed: int = 0) -> ScoreRequest:
@@ -150,6 +150,7 @@ def test_the_object_store_gives_views_and_no_copies(serving: None, pools: dict[s
     transport.close()
 
 
+@pytest.mark.soak  # `nixl` is some 440 MB, which the other tests do not need
 @needs_nixl
 def test_nixl_brings_the_very_same_values(trainer: Any) -> None:
     import ray
@@ -166,6 +167,7 @@ def test_nixl_brings_the_very_same_values(trainer: Any) -> None:
     assert found == [("torch.bfloat16", True)] * 3 + [("uint16", True), ("float32", True)]
 
 
+@pytest.mark.soak  # `nixl` is some 440 MB, which the other tests do not need
 @needs_nixl
 def test_answers_that_overlap_are_right_and_leave_nothing_behind(
     trainer: Any, pools: dict[str, TeacherPool]
@@ -204,6 +206,7 @@ class QuickTeacher(Teacher):
         pass
 
 
+@pytest.mark.soak  # `nixl` is some 440 MB, which the other tests do not need
 @needs_nixl
 def test_quick_answers_are_held_until_they_are_read(serving: None) -> None:
     import ray
@@ -229,6 +232,7 @@ def test_quick_answers_are_held_until_they_are_read(serving: None) -> None:
     serve.delete("quick")
 
 
+@pytest.mark.soak  # `nixl` is some 440 MB, which the other tests do not need
 @needs_nixl
 def test_a_replica_that_dies_before_it_was_read_is_asked_again(trainer: Any) -> None:
     import ray
@@ -236,9 +240,20 @@ def test_a_replica_that_dies_before_it_was_read_is_asked_again(trainer: Any) -> 
     assert ray.get(trainer.after_the_replica_died.remote(hidden_request([64] * 4)))
 
 
-def test_without_nixl_a_trainer_says_so_at_once(serving: None, pools: dict[str, TeacherPool]) -> None:
-    if find_spec("nixl") is not None:
-        pytest.skip("nixl is installed here")
+def hide_nixl(_: object) -> None:
+    """Let this process fail to import it, also where it is installed."""
+    sys.modules["nixl"] = None  # type: ignore[assignment]
+
+
+def show_nixl(_: object) -> None:
+    """Undo `hide_nixl`."""
+    del sys.modules["nixl"]
+
+
+def test_without_nixl_a_trainer_says_so_at_once(
+    serving: None, pools: dict[str, TeacherPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nixl", None)
     with pytest.raises(InvalidInputError, match="the trainer cannot import it"):
         ServeTransport(TeacherLease(application=pools["wedlm"].application), held_device="cpu")
 
@@ -246,11 +261,17 @@ def test_without_nixl_a_trainer_says_so_at_once(serving: None, pools: dict[str, 
 def test_without_nixl_a_replica_says_so_too(
     serving: None, pools: dict[str, TeacherPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if find_spec("nixl") is not None:
-        pytest.skip("nixl is installed here")
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    application = pools["wedlm"].application
     monkeypatch.setattr("workers.scores.serve_transport.require_nixl", lambda place: None)
-    transport = ServeTransport(TeacherLease(application=pools["wedlm"].application), held_device="cpu")
-    with pytest.raises(InvalidInputError, match="the teacher's replica cannot import it") as caught:
-        transport.submit(hidden_request([9])).result(60)
+    transport = ServeTransport(TeacherLease(application=application), held_device="cpu")
+    on_replica(hide_nixl, application)
+    try:
+        with pytest.raises(InvalidInputError, match="the teacher's replica cannot import it") as caught:
+            transport.submit(hidden_request([9])).result(60)
+    finally:
+        on_replica(show_nixl, application)
     assert caught.value.code == "nixl_missing"
     transport.close()
