@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int
@@ -22,8 +23,14 @@ from tide_core.contracts.errors import InvalidInputError
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.decoder import Decoder
 from tide_core.samplers.canvas import Canvas, answer_canvas, infill_canvas
-from tide_core.samplers.choosing import above_threshold, even_share, most_confident, predict
-from tide_core.samplers.settings import CommitCallback, CommittedTokens, SampleResult, SamplerSettings
+from tide_core.samplers.choosing import above_threshold, even_share, most_confident, predict, rounded_shares
+from tide_core.samplers.settings import (
+    CommitCallback,
+    CommittedTokens,
+    SampleResult,
+    SamplerSettings,
+    Schedule,
+)
 
 
 def sample(
@@ -57,6 +64,7 @@ def sample(
         max_new_tokens=settings.max_new_tokens,
         block_size=settings.block_size,
         pads_prompt=settings.pads_prompt,
+        shortens_last_block=settings.schedule is Schedule.DLLM,
         mask_token_id=model.mask_token_id,
         device=model.device,
     )
@@ -149,7 +157,7 @@ class _Denoiser:
                 if self.canvas.is_masked[:, self.canvas.span(block)].any()
             ]
             for order, block in enumerate(open_blocks):
-                self._denoise_block(block, _block_steps(self.settings.steps, order, len(open_blocks)))
+                self._denoise_block(block, _block_steps(self.settings, order, len(open_blocks)))
                 if not bool(self.canvas.is_masked.any()):
                     break
         finally:
@@ -158,7 +166,7 @@ class _Denoiser:
     def _denoise_block(self, block: int, steps: int | None) -> None:
         span = self.canvas.span(block)
         masked = self.canvas.is_masked[:, span].sum(-1)
-        steps = steps or int(masked.max())
+        counts = _step_counts(masked, steps or int(masked.max()), self.settings.schedule)
         step = 0
         while bool(self.canvas.is_masked[:, span].any()):
             tokens, confidence = self._predict(span)
@@ -166,7 +174,7 @@ class _Denoiser:
             if self.settings.threshold is not None:
                 is_chosen = above_threshold(confidence, is_masked, self.settings.threshold)
             else:
-                is_chosen = most_confident(confidence, is_masked, even_share(masked, step, steps))
+                is_chosen = most_confident(confidence, is_masked, counts[step])
             assert bool(is_chosen.any()), "a step that commits nothing would repeat itself for ever"
             self._commit(span, tokens, is_chosen)
             step += 1
@@ -258,8 +266,25 @@ class _Denoiser:
         canvas.is_masked &= ~has_ended[:, None]
 
 
-def _block_steps(steps: int | None, order: int, blocks: int) -> int | None:
-    return None if steps is None else max(1, steps // blocks + (order < steps % blocks))
+def _block_steps(settings: SamplerSettings, order: int, blocks: int) -> int | None:
+    """Steps of one of the blocks that are denoised; None: one token a step."""
+    steps = settings.steps
+    if steps is None:
+        return None
+    if settings.schedule is Schedule.DLLM:
+        return -(-steps // blocks)
+    return max(1, steps // blocks + (order < steps % blocks))
+
+
+def _step_counts(
+    masked: Int[Tensor, " batch"], steps: int, schedule: Schedule
+) -> list[Int[Tensor, " batch"]]:
+    """How many of each row's masked positions each step commits."""
+    if schedule is Schedule.EVEN:
+        return [even_share(masked, step, steps) for step in range(steps)]
+    rows = [rounded_shares(count, steps) for count in masked.tolist()]
+    columns = zip_longest(*rows, fillvalue=0)
+    return [torch.tensor(column, device=masked.device) for column in columns]
 
 
 def _generator(seed: int, row: int, device: torch.device) -> torch.Generator:

@@ -56,6 +56,7 @@ def answer_canvas(
     max_new_tokens: int,
     block_size: int,
     pads_prompt: bool,
+    shortens_last_block: bool = False,
     mask_token_id: int,
     device: torch.device,
 ) -> Canvas:
@@ -63,7 +64,8 @@ def answer_canvas(
 
     With ``pads_prompt`` each prompt is left-padded so that all answers begin at the same block boundary.
     Without, the padding is whole blocks only, blocks count from each prompt's own token 0, and the first
-    block of the answer begins with the prompt's remainder.
+    block of the answer begins with the prompt's remainder. With ``shortens_last_block`` nothing sees what
+    lies behind the ``max_new_tokens``, as if the last block ended there.
     """
     tails = [0 if pads_prompt else len(prompt) % block_size for prompt in prompts]
     bodies = [len(prompt) - tail for prompt, tail in zip(prompts, tails, strict=True)]
@@ -81,6 +83,8 @@ def answer_canvas(
         is_real[row, :left] = False
         # A last block that is longer than what is asked for stays masked behind it, as in training.
         is_masked[row, begin : begin + max_new_tokens] = True
+        if shortens_last_block:
+            is_real[row, begin + max_new_tokens :] = False
         origin.append(begin)
     return _canvas(ids, is_masked, is_real, origin, block_size).to(device)
 

@@ -90,6 +90,27 @@ def even_share(masked: Int[Tensor, " batch"], step: int, steps: int) -> Int[Tens
     return masked // steps + (step < masked % steps).long()
 
 
+def rounded_shares(masked: int, steps: int) -> list[int]:
+    """How many of ``masked`` positions each step commits in the dLLM tools: the expected number of what is
+    left, rounded half to even; steps that would commit nothing are left out.
+
+    With ``t`` running from 1 to 0 in equal parts, a mask survives from ``t`` to ``s`` with probability
+    ``s / t`` (linear schedule). The probability is computed in float32, as there: it decides ties.
+    """
+    levels = torch.arange(steps, -1, -1, dtype=torch.float64).div(steps).float()
+    # 1 - (1 - t) is not t in float32.
+    masked_share = 1 - (1 - levels)
+    shares = []
+    for step in range(steps):
+        survival = float(masked_share[step + 1] / masked_share[step])
+        # Python rounds half to even too.
+        share = min(masked, round(masked * (1 - survival)))
+        masked -= share
+        if share:
+            shares.append(share)
+    return shares
+
+
 def _slices(
     batch_row: Int[Tensor, " masked"], vocab_size: int, *, by_batch_row: bool
 ) -> Iterator[Int[Tensor, " row"]]:

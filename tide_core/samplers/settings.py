@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from tide_core.contracts.errors import InvalidInputError
 
 DEFAULT_BLOCK_SIZE = 32
+
+
+class Schedule(StrEnum):
+    """How steps and tokens are shared out where they do not divide evenly."""
+
+    EVEN = "even"
+    """The remainder first, and a last block that is longer than what is asked for stays masked behind it
+    (LLaDA, SDAR)."""
+    DLLM = "dllm"
+    """As the dLLM tools do: every block has as many steps, rounded up; each step commits the rounded share of
+    what is left; the last block is only as long as what is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +32,7 @@ class SamplerSettings:
         steps: forwards in all, spread evenly over the blocks, at least one a block; each commits an even
             share of its block's masked tokens, the most confident first. None: one token a step. Without
             effect with a threshold.
+        schedule: how steps and tokens are shared out where they do not divide evenly.
         threshold: commit every token whose probability exceeds it, at least one a step, instead of counting
             steps.
         temperature: 0 takes the most probable token; above, Gumbel noise in float64 draws from the tempered
@@ -40,6 +53,7 @@ class SamplerSettings:
     max_new_tokens: int = 256
     block_size: int = DEFAULT_BLOCK_SIZE
     steps: int | None = None
+    schedule: Schedule = Schedule.EVEN
     threshold: float | None = None
     temperature: float = 0.0
     guidance: float = 0.0
