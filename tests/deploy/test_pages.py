@@ -25,7 +25,7 @@ def test_the_reference_of_the_values_is_current() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_values_and_files_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
-    for path in re.findall(r"(?:deploy|helm/tide)/[\w./-]+\w", text):
+    for path in re.findall(r"(?<![\w/])(?:deploy|helm/tide)/[\w./-]+\w", text):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([\w-]+\.md)\)", text):
         assert (ROOT / "docs" / link).exists(), link
