@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class ControlPlane:
+class ControlPlaneParts:
     """What the process consists of; its parts live as long as the application.
 
     Attributes:
@@ -104,11 +104,11 @@ def create_app(settings: Settings, compute: Compute | None = None) -> FastAPI:
     return app
 
 
-def _assemble(settings: Settings, compute: Compute | None) -> ControlPlane:
+def _assemble(settings: Settings, compute: Compute | None) -> ControlPlaneParts:
     database = Database(settings.resolved_database_url)
     tracing = Tracing("tide-control-plane", settings.tracing_endpoint)
     reconciler = None if compute is None else Reconciler(database, compute, settings, tracing)
-    return ControlPlane(settings, database, tracing, reconciler)
+    return ControlPlaneParts(settings, database, tracing, reconciler)
 
 
 def _resources() -> APIRouter:
@@ -126,7 +126,7 @@ def _refuse(request: Request, error: TideError) -> Response:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    parts: ControlPlane = app.state.control_plane
+    parts: ControlPlaneParts = app.state.control_plane
     if parts.settings.migrate_on_start:
         await upgrade(parts.database)
     bootstrap_token = parts.settings.bootstrap_token

@@ -28,7 +28,7 @@ class Authentication(StrEnum):
     """What clients must show."""
 
     OFF = "off"
-    """Nothing: whoever reaches the port may do everything."""
+    """Nothing: every process that reaches the port may do everything."""
     TOKENS = "tokens"
     """A token (`tide tokens`)."""
 
@@ -45,11 +45,11 @@ class Settings(BaseSettings):
     port: int = Field(default=8700, ge=0, le=65535)
     """Port that the control plane listens on; 0 picks a free one."""
     authentication: Authentication = Authentication.OFF
-    """`tokens`: the REST interface and the page want a token (`tide tokens create`); `off`: nothing, for
-    127.0.0.1 alone."""
+    """`tokens`: the REST interface and the page need a token (`tide tokens create`); `off`: they need none,
+    for 127.0.0.1 alone."""
     allow_unauthenticated: bool = False
-    """Listen on another address than loopback with `authentication` off: whoever reaches the port may do
-    everything."""
+    """Listen on another address than loopback with `authentication` off: every process that reaches the port
+    may do everything."""
     bootstrap_token: SecretStr | None = None
     """A first token, with the role editor, under the name `bootstrap`: `tide_` and 43 or more letters and
     digits."""

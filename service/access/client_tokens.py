@@ -120,7 +120,7 @@ async def identify(database: Database, token: str) -> Caller:
     row, now = None, utc_now()
     if _FORM.fullmatch(token):
         async with database.read() as session:
-            row = await repository.by_hash(session, hash_bearer_token(token))
+            row = await repository.find_by_hash(session, hash_bearer_token(token))
     if row is None:
         raise UnauthorizedError(
             "This token is unknown here. `tide tokens create`, run where the control plane runs, makes one.",

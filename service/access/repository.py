@@ -26,7 +26,7 @@ async def get(session: AsyncSession, name: str) -> ClientTokenRow:
     return row
 
 
-async def by_hash(session: AsyncSession, token_hash: str) -> ClientTokenRow | None:
+async def find_by_hash(session: AsyncSession, token_hash: str) -> ClientTokenRow | None:
     """The token with a hash, whatever its state."""
     return await session.scalar(select(ClientTokenRow).where(ClientTokenRow.token_hash == token_hash))
 

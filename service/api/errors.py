@@ -101,7 +101,7 @@ def internal_error() -> JSONResponse:
 
 def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = _deepest([_Problem(entry, error.body) for entry in error.errors()])
+    problems = _keep_deepest([_Problem(entry, error.body) for entry in error.errors()])
     message = "; ".join(
         f"{problem.param}: {problem.text}" if problem.param else problem.text for problem in problems
     )
@@ -145,7 +145,7 @@ def _client_path(location: Sequence[str | int], body: Any) -> tuple[str | int, .
     return tuple(kept)
 
 
-def _deepest(problems: list[_Problem]) -> list[_Problem]:
+def _keep_deepest(problems: list[_Problem]) -> list[_Problem]:
     """Of the complaints of a union's branches keep those that went furthest: the branch that was meant."""
     kept = [
         problem

@@ -167,7 +167,7 @@ def _ray_head(folder: Path, _settings: Settings) -> Finding:
     record = embedded_ray.read_record(folder)
     if record is None:
         return Finding("ray head", Verdict.OK, "none runs here")
-    count = len(embedded_ray.members(record))
+    count = len(embedded_ray.find_members(record))
     if is_held(folder):
         verdict = Verdict.OK if count else Verdict.PROBLEM
         return Finding("ray head", verdict, f"{record.dashboard_url}, {count} processes")

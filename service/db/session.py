@@ -40,7 +40,7 @@ class Database:
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A transaction that may write: commits at the end, rolls back on any exception."""
-        async with self._serialised(), self._session(is_write=True) as session:
+        async with self._serialise(), self._session(is_write=True) as session:
             yield session
             await session.commit()
 
@@ -57,7 +57,7 @@ class Database:
         await self.engine.dispose()
 
     @contextlib.asynccontextmanager
-    async def _serialised(self) -> AsyncIterator[None]:
+    async def _serialise(self) -> AsyncIterator[None]:
         if not self.is_sqlite:
             yield
             return
@@ -84,7 +84,7 @@ def _create_engine(url: str, *, is_sqlite: bool) -> AsyncEngine:
 
 
 def _make_folder(_dialect: object, _record: object, arguments: list[Any], _options: object) -> None:
-    """SQLite creates the file, but not the folder that it is to lie in."""
+    """SQLite creates the file, but not its folder."""
     Path(str(arguments[0])).parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.api.dependencies import ReadSession
 from service.api.errors import error_responses
 from service.health.health import ALL_CHECKS, readiness
-from service.health.readings import readings
+from service.health.readings import read_samples
 from service.health.sources import HealthSources
 from service.observability.metrics import exposition
 from tide_core.contracts.resources import CheckName, Health, Readiness
@@ -44,4 +44,4 @@ async def readyz(
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(sources: HealthSources, session: ReadSession) -> Response:
     """Metrics in Prometheus' text format."""
-    return Response(exposition(await readings(sources, session)), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(await read_samples(sources, session)), media_type=CONTENT_TYPE_LATEST)

@@ -42,7 +42,7 @@ async def _teacher(
 ) -> TeacherLease | None:
     if not phase_needs_teacher(spec, phase):
         return None
-    lease = await teachers.lease_of(session, job.id)
+    lease = await teachers.find_lease(session, job.id)
     if lease is None:
         return None
     return TeacherLease(

@@ -62,7 +62,7 @@ async def create_job(
         return job_object(submitted.job, None)
     response.status_code = 200
     async with context.database.read() as session:
-        return await _shown(session, submitted.job)
+        return await _present(session, submitted.job)
 
 
 @router.post("/jobs/plan", responses=error_responses(422))
@@ -83,7 +83,7 @@ async def list_jobs(
 ) -> Page[Job]:
     """Jobs, newest first."""
     rows = await repository.page(session, after=after, limit=limit + 1, states=status or ())
-    exported = await models.of_jobs(session, [row.id for row in rows])
+    exported = await models.newest_by_job(session, [row.id for row in rows])
     items = [job_object(row, exported.get(row.id)) for row in rows]
     return page_of(items, [item.id for item in items], limit)
 
@@ -91,7 +91,7 @@ async def list_jobs(
 @router.get("/jobs/{job_id}", responses=error_responses(404, 422))
 async def get_job(session: ReadSession, job_id: JobId) -> Job:
     """One job."""
-    return await _shown(session, await repository.get(session, job_id))
+    return await _present(session, await repository.get(session, job_id))
 
 
 @router.post("/jobs/{job_id}/cancel", responses=error_responses(404, 409, 422))
@@ -100,7 +100,7 @@ async def cancel_job(
 ) -> Job:
     """End a job for good; its checkpoints stay."""
     afterwards.add_task(context.wake)
-    return await _shown(session, await service.cancel(session, job_id))
+    return await _present(session, await service.cancel(session, job_id))
 
 
 @router.post("/jobs/{job_id}/pause", responses=error_responses(404, 409, 422))
@@ -109,7 +109,7 @@ async def pause_job(
 ) -> Job:
     """Let a running job save and give its resources back."""
     afterwards.add_task(context.wake)
-    return await _shown(session, await service.pause(session, job_id))
+    return await _present(session, await service.pause(session, job_id))
 
 
 @router.post("/jobs/{job_id}/resume", responses=error_responses(404, 409, 422))
@@ -118,7 +118,7 @@ async def resume_job(
 ) -> Job:
     """Let a paused job go on from its last checkpoint."""
     afterwards.add_task(context.wake)
-    return await _shown(session, await service.resume(session, job_id))
+    return await _present(session, await service.resume(session, job_id))
 
 
 @router.get("/jobs/{job_id}/metrics", responses=error_responses(404, 422))
@@ -172,6 +172,6 @@ async def get_logs(
     return await job_log(context.log_source, runs, phase, tail)
 
 
-async def _shown(session: AsyncSession, job: JobRow) -> Job:
-    exported = await models.of_jobs(session, [job.id])
+async def _present(session: AsyncSession, job: JobRow) -> Job:
+    exported = await models.newest_by_job(session, [job.id])
     return job_object(job, exported.get(job.id))

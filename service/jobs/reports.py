@@ -70,7 +70,7 @@ async def store(session: AsyncSession, identity: AttemptIdentity, batch: ReportB
     """
     job = await repository.lock(session, identity.job_id)
     run = await repository.ensure_phase_run(session, job.id, identity.attempt, identity.phase)
-    fresh = _not_yet_stored(batch.reports, run.last_sequence)
+    fresh = _select_fresh(batch.reports, run.last_sequence)
     if fresh or not batch.reports:  # an empty batch is a sign of life, and asks whether to go on
         _check_attempt(job, identity)
     if fresh:
@@ -79,7 +79,7 @@ async def store(session: AsyncSession, identity: AttemptIdentity, batch: ReportB
     return ReportReceipt(acknowledged=run.last_sequence, stop_requested=job.state in _STOPPING)
 
 
-def _not_yet_stored(reports: Sequence[Report], stored: int) -> list[Report]:
+def _select_fresh(reports: Sequence[Report], stored: int) -> list[Report]:
     """The reports above the stored number, each number once, in rising order."""
     fresh = {report.sequence: report for report in reports if report.sequence > stored}
     return [fresh[number] for number in sorted(fresh)]
@@ -248,7 +248,7 @@ class _Ingestion:
         """Pin the job to the weights that its first attempt was taught by."""
         if self._job.teacher_fingerprint is None:
             await self._set_on_job(teacher_fingerprint=fingerprint)
-        lease = await teachers.lease_of(self._session, self._job.id)
+        lease = await teachers.find_lease(self._session, self._job.id)
         if lease is not None:
             (await teachers.get(self._session, lease.application)).fingerprint = fingerprint
 

@@ -21,7 +21,7 @@ async def get(session: AsyncSession, job_id: str) -> JobRow:
     Raises:
         NotFoundError: ``job_not_found``.
     """
-    return _found(await session.get(JobRow, job_id), job_id)
+    return _require(await session.get(JobRow, job_id), job_id)
 
 
 async def lock(session: AsyncSession, job_id: str) -> JobRow:
@@ -30,10 +30,10 @@ async def lock(session: AsyncSession, job_id: str) -> JobRow:
     Raises:
         NotFoundError: ``job_not_found``.
     """
-    return _found(await session.get(JobRow, job_id, with_for_update=True, populate_existing=True), job_id)
+    return _require(await session.get(JobRow, job_id, with_for_update=True, populate_existing=True), job_id)
 
 
-def _found(job: JobRow | None, job_id: str) -> JobRow:
+def _require(job: JobRow | None, job_id: str) -> JobRow:
     if job is None:
         raise NotFoundError(
             f"There is no job '{job_id}'. GET /v1/jobs lists them.", code="job_not_found", param="job_id"

@@ -1,4 +1,7 @@
-"""What a client may do to jobs: submit, cancel, pause, resume."""
+"""What a client may do to jobs: submit, cancel, pause, resume.
+
+In: a job spec, or a job's id. Out: the job's row with its first or next state, and the event that says so.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ async def submit(
     body_hash = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
     if key is not None:
         async with database.read() as session:
-            earlier = await _earlier(session, key, body_hash)
+            earlier = await _find_earlier(session, key, body_hash)
         if earlier is not None:
             return Submitted(earlier, is_new=False)
     resolved = await asyncio.to_thread(preflight.accept, spec)
@@ -68,7 +71,7 @@ async def submit(
     except _KeyTakenError:
         assert key is not None
         async with database.read() as session:
-            earlier = await _earlier(session, key, body_hash)
+            earlier = await _find_earlier(session, key, body_hash)
         assert earlier is not None, "a key that was taken belongs to a job"
         return Submitted(earlier, is_new=False)
 
@@ -77,7 +80,7 @@ class _KeyTakenError(Exception):
     """Another post with the same key was faster: roll back and give its job."""
 
 
-async def _earlier(session: AsyncSession, key: str, body_hash: str) -> JobRow | None:
+async def _find_earlier(session: AsyncSession, key: str, body_hash: str) -> JobRow | None:
     row = await repository.idempotency_key(session, key)
     if row is None:
         return None

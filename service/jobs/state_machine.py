@@ -46,7 +46,7 @@ async def transition(
         data: further facts for the event.
 
     Raises:
-        ConflictError: ``transition_not_allowed``, or ``job_changed`` when somebody else was faster.
+        ConflictError: ``transition_not_allowed``, or ``job_changed`` when another transaction was faster.
     """
     assert (error_code is not None) == (target is JobState.FAILED)
     if not is_allowed(job.state, target):
@@ -83,7 +83,7 @@ async def begin_next_attempt(session: AsyncSession, job: JobRow, end: AttemptEnd
         reason: the same in words, for the event log.
 
     Raises:
-        ConflictError: ``job_changed`` when somebody else was faster.
+        ConflictError: ``job_changed`` when another transaction was faster.
     """
     previous = job.attempt
     await _end_attempt(session, job, end, reason)

@@ -27,7 +27,7 @@ async def get(session: AsyncSession, model_id: str) -> ModelRow:
     return row
 
 
-async def by_location(session: AsyncSession, job_id: str, location: str) -> ModelRow | None:
+async def find_by_location(session: AsyncSession, job_id: str, location: str) -> ModelRow | None:
     """A job's model at a location, if it is recorded."""
     query = select(ModelRow).where(ModelRow.job_id == job_id, ModelRow.location == location)
     return await session.scalar(query)
@@ -45,7 +45,7 @@ async def page(session: AsyncSession, *, after: str | None, limit: int) -> Seque
     return (await session.scalars(query.limit(limit))).all()
 
 
-async def of_jobs(session: AsyncSession, job_ids: Sequence[str]) -> dict[str, ModelRow]:
+async def newest_by_job(session: AsyncSession, job_ids: Sequence[str]) -> dict[str, ModelRow]:
     """The newest model of each of the jobs that has one."""
     query = select(ModelRow).where(ModelRow.job_id.in_(job_ids)).order_by(ModelRow.created_at, ModelRow.id)
     return {row.job_id: row for row in (await session.scalars(query)).all()}

@@ -13,7 +13,7 @@ from tide_core.contracts.reporting import CheckpointSaved
 
 async def record(session: AsyncSession, job_id: str, report: CheckpointSaved) -> ModelRow:
     """Remember a model; one at the same place is replaced by it. The caller holds the job's row."""
-    row = await repository.by_location(session, job_id, report.location)
+    row = await repository.find_by_location(session, job_id, report.location)
     if row is None:
         row = ModelRow(id=new_id("model"), job_id=job_id, location=report.location)
         session.add(row)

@@ -104,7 +104,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class GaugeSample:
     """The value of a gauge in `GAUGES` for one set of label values, in the order of its labels."""
 
     name: str
@@ -119,7 +119,7 @@ def observe_request(method: str, route: str, status: int, seconds: float) -> Non
     REQUEST_SECONDS.labels(known, route).observe(seconds)
 
 
-def exposition(samples: Iterable[Sample]) -> bytes:
+def exposition(samples: Iterable[GaugeSample]) -> bytes:
     """Prometheus' text format: this process' counters, and the samples read for this scrape."""
     state = CollectorRegistry()
     gauges = {

@@ -25,7 +25,7 @@ class SubmissionStatus(StrEnum):
     """What the cluster says of a submitted job."""
 
     NOT_FOUND = "not_found"
-    """It never heard of it, or forgot it with the head that ran it."""
+    """The cluster does not know it, or forgot it with the head that ran it."""
     PENDING = "pending"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -44,7 +44,7 @@ class Submission:
         submission_id: names it; submitting the same id again does nothing.
         entrypoint: shell command.
         environment: variables of the process.
-        labels: what a person looking at the cluster wants to know.
+        labels: what people see of it on the cluster.
     """
 
     submission_id: str
@@ -208,7 +208,7 @@ class Compute(Protocol):
     async def put_applications(self, applications: Sequence[Application]) -> None:
         """Make these, and no other ones of Tide's, the applications that run.
 
-        Applications that somebody else deployed on the cluster stay as they are.
+        Applications that other programs deployed on the cluster stay as they are.
         """
 
     async def applications(self) -> dict[str, ApplicationState]:

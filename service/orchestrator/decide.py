@@ -1,4 +1,6 @@
-"""Observation in, action out: the whole policy of the reconciler, without a clock, a database or a network.
+"""What the reconciler does next for a job: its whole policy, without a clock, a database or a network.
+
+In: what SQL knows of the job (`JobSnapshot`) and what the cluster says (`Observed`). Out: one `Action`.
 
 In: a `JobSnapshot` out of SQL and an `Observed` of the cluster. Out: one `Action`.
 
@@ -71,7 +73,7 @@ class JobSnapshot:
     Attributes:
         attempt_age_seconds, state_age_seconds: time in the present attempt and state.
         platform_losses: attempts lost without the job's fault.
-        teacher_away_seconds: time since the last step, where the newest attempts ended for want of the
+        teacher_away_seconds: time since the last step, where the newest attempts ended without the
             teacher's answers; else 0.
         training_needs_teacher, evaluation_needs_teacher, is_evaluated: from the spec.
         phases: of the present attempt.
@@ -147,82 +149,82 @@ def decide(job: JobSnapshot, observed: Observed, limits: Limits = _DEFAULT_LIMIT
     """The one next thing to do for a job. Pure: the same arguments give the same action."""
     match job.state:
         case JobState.QUEUED:
-            return _queued(observed)
+            return _decide_queued(observed)
         case JobState.PREPARING:
-            return _preparing(job, observed, limits)
+            return _decide_preparing(job, observed, limits)
         case JobState.PROVISIONING:
-            return _provisioning(job, observed, limits)
+            return _decide_provisioning(job, observed, limits)
         case JobState.RUNNING:
-            return _running(job, observed, limits)
+            return _decide_running(job, observed, limits)
         case JobState.EVALUATING:
-            return _evaluating(job, observed, limits)
+            return _decide_evaluating(job, observed, limits)
         case JobState.PAUSING:
-            return _pausing(job, observed, limits)
+            return _decide_pausing(job, observed, limits)
         case JobState.CANCELLING:
-            return _cancelling(job, observed)
+            return _decide_cancelling(job, observed)
         case JobState.PAUSED | JobState.CANCELLED | JobState.SUCCEEDED | JobState.FAILED:
-            return _at_rest(job)
+            return _decide_at_rest(job)
 
 
-def _queued(observed: Observed) -> Action:
+def _decide_queued(observed: Observed) -> Action:
     if not observed.is_reachable:
         return Wait("the cluster does not answer")
     if not observed.has_room:
-        return Wait("as many jobs run as may")
+        return Wait("the limit of running jobs is reached")
     return Advance(
-        JobState.PREPARING, _with_shortage("The job was taken up; its data is being prepared.", observed)
+        JobState.PREPARING, _add_shortage("The job was taken up; its data is being prepared.", observed)
     )
 
 
-def _preparing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+def _decide_preparing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     if job.is_prepared and job.phase(Phase.PREPARE).ending is PhaseOutcome.FINISHED:
         return Advance(JobState.PROVISIONING, "The data is prepared.")
-    return _work(job, observed, Phase.PREPARE, limits, retry_in=None)
+    return _work_on(job, observed, Phase.PREPARE, limits, retry_in=None)
 
 
-def _provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+def _decide_provisioning(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     if job.phase(Phase.TRAIN).ending is not None:  # resumed after a pause: that submission id is used up
         return NextAttempt(AttemptEnd.RESUMED, RESUMED_MESSAGE)
     if job.training_needs_teacher:
         obstacle = _await_teacher(job, observed, limits)
         if obstacle is not None:
             return obstacle
-        return Advance(JobState.RUNNING, _with_shortage("The teacher is ready; training starts.", observed))
+        return Advance(JobState.RUNNING, _add_shortage("The teacher is ready; training starts.", observed))
     if job.has_lease:
-        return ReleaseLease("training asks no teacher")
+        return ReleaseLease("training needs no teacher")
     return Advance(
-        JobState.RUNNING, _with_shortage("Training starts; its objective asks no teacher.", observed)
+        JobState.RUNNING, _add_shortage("Training starts; its objective needs no teacher.", observed)
     )
 
 
-def _with_shortage(message: str, observed: Observed) -> str:
-    """A cluster may grow, so too few resources are no failure; but nobody should wonder why nothing moves."""
+def _add_shortage(message: str, observed: Observed) -> str:
+    """Say what the cluster lacks: it may grow, so that is no failure, but a user must see why a job waits."""
     return message if observed.shortage is None else f"{message} {observed.shortage}"
 
 
-def _running(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+def _decide_running(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     train = job.phase(Phase.TRAIN)
     if train.ending is PhaseOutcome.FINISHED:
         if job.is_evaluated:
             return Advance(JobState.EVALUATING, "Training is done; the student is being evaluated.")
         return Advance(JobState.SUCCEEDED, "Training is done.")
-    return _work(job, observed, Phase.TRAIN, limits, retry_in=JobState.PROVISIONING)
+    return _work_on(job, observed, Phase.TRAIN, limits, retry_in=JobState.PROVISIONING)
 
 
-def _evaluating(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+def _decide_evaluating(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     evaluate = job.phase(Phase.EVALUATE)
     if evaluate.ending is PhaseOutcome.FINISHED:
         return Advance(JobState.SUCCEEDED, "The student is evaluated.")
     if job.has_lease and not job.evaluation_needs_teacher:
-        return ReleaseLease("the evaluation asks no teacher")
+        return ReleaseLease("the evaluation needs no teacher")
     if evaluate.ending is None and not evaluate.was_submitted and job.evaluation_needs_teacher:
         obstacle = _await_teacher(job, observed, limits)
         if obstacle is not None:
             return obstacle
-    return _work(job, observed, Phase.EVALUATE, limits, retry_in=None)
+    return _work_on(job, observed, Phase.EVALUATE, limits, retry_in=None)
 
 
-def _pausing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
+def _decide_pausing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     """The trainer learns of the pause by its reports, saves and ends; one that does not is stopped."""
     if job.phase(Phase.TRAIN).ending is None:
         if not observed.is_reachable:
@@ -237,7 +239,7 @@ def _pausing(job: JobSnapshot, observed: Observed, limits: Limits) -> Action:
     return Advance(JobState.PAUSED, "The job is paused.")
 
 
-def _cancelling(job: JobSnapshot, observed: Observed) -> Action:
+def _decide_cancelling(job: JobSnapshot, observed: Observed) -> Action:
     if not observed.is_reachable:
         return Wait("the cluster does not answer")
     for phase in Phase:
@@ -248,7 +250,7 @@ def _cancelling(job: JobSnapshot, observed: Observed) -> Action:
     return Advance(JobState.CANCELLED, "The job is cancelled.")
 
 
-def _at_rest(job: JobSnapshot) -> Action:
+def _decide_at_rest(job: JobSnapshot) -> Action:
     if job.has_lease:
         return ReleaseLease(f"the job is {job.state}")
     return Wait(f"the job is {job.state}")
@@ -268,9 +270,9 @@ def _await_teacher(job: JobSnapshot, observed: Observed, limits: Limits) -> Acti
     said = teacher.message or "no message from its replicas"
     if teacher.status is ApplicationStatus.FAILED:
         return Fail("teacher_failed_to_start", f"The teacher cannot start: {said}")
-    if job.teacher_away_seconds > 0:  # it answered before, so its start is not what is to be bounded
+    if job.teacher_away_seconds > 0:  # it answered before: this is no slow start
         reason = observed.teacher_unplaced or f"the teacher is {teacher.status}: {said}"
-        return _given_up(job, reason, limits) or Wait(reason)
+        return _give_up(job, reason, limits) or Wait(reason)
     if observed.teacher_waited_seconds > limits.teacher_start:
         waited = f"{observed.teacher_waited_seconds:.0f} s"
         if observed.teacher_unplaced is not None:
@@ -281,14 +283,14 @@ def _await_teacher(job: JobSnapshot, observed: Observed, limits: Limits) -> Acti
     return Wait(observed.teacher_unplaced or f"the teacher is {teacher.status}")
 
 
-def _work(
+def _work_on(
     job: JobSnapshot, observed: Observed, phase: Phase, limits: Limits, *, retry_in: JobState | None
 ) -> Action:
     """Bring a phase to its end: submit it, wait for it, or start over after a failure or a loss."""
     known = job.phase(phase)
     match known.ending:
         case PhaseOutcome.FAILED:
-            return _after_failure(job, known, retry_in, limits)
+            return _answer_failure(job, known, retry_in, limits)
         case PhaseOutcome.STOPPED | PhaseOutcome.FINISHED:
             # FINISHED without its outcome (a preparation that names no data set) is no end to build on.
             return NextAttempt(AttemptEnd.PLATFORM_LOSS, f"the {phase} phase ended early", retry_in)
@@ -299,7 +301,7 @@ def _work(
         return _submit_or_back_off(job, phase, limits)
     if submission.status in (SubmissionStatus.PENDING, SubmissionStatus.RUNNING):
         return Wait(f"the {phase} phase is {submission.status}")
-    return _after_loss(job, phase, submission, retry_in)
+    return _answer_loss(job, phase, submission, retry_in)
 
 
 def _submit_or_back_off(job: JobSnapshot, phase: Phase, limits: Limits) -> Action:
@@ -310,7 +312,7 @@ def _submit_or_back_off(job: JobSnapshot, phase: Phase, limits: Limits) -> Actio
     return Submit(phase)
 
 
-def _after_failure(
+def _answer_failure(
     job: JobSnapshot, known: PhaseSnapshot, retry_in: JobState | None, limits: Limits
 ) -> Action:
     if not known.is_retryable:
@@ -319,11 +321,11 @@ def _after_failure(
         return NextAttempt(AttemptEnd.PLATFORM_LOSS, known.error_message, retry_in)
     if known.error_code in TEACHER_AWAY:
         again = NextAttempt(AttemptEnd.TEACHER_AWAY, known.error_message, retry_in)
-        return _given_up(job, known.error_message, limits) or again
-    return _own_failure(job, known.error_code, known.error_message, retry_in)
+        return _give_up(job, known.error_message, limits) or again
+    return _count_failure(job, known.error_code, known.error_message, retry_in)
 
 
-def _given_up(job: JobSnapshot, reason: str, limits: Limits) -> Fail | None:
+def _give_up(job: JobSnapshot, reason: str, limits: Limits) -> Fail | None:
     """The end of a job that went on without its teacher for too long."""
     if job.teacher_away_seconds <= limits.teacher_loss:
         return None
@@ -334,21 +336,21 @@ def _given_up(job: JobSnapshot, reason: str, limits: Limits) -> Fail | None:
     )
 
 
-def _own_failure(job: JobSnapshot, code: str, message: str, retry_in: JobState | None) -> Action:
+def _count_failure(job: JobSnapshot, code: str, message: str, retry_in: JobState | None) -> Action:
     if job.own_failures + 1 >= job.max_attempts:
         return Fail(code, f"{message} (after {job.own_failures + 1} failed attempts)")
     return NextAttempt(AttemptEnd.JOB_FAULT, message, retry_in)
 
 
-def _after_loss(
+def _answer_loss(
     job: JobSnapshot, phase: Phase, submission: SubmissionState, retry_in: JobState | None
 ) -> Action:
     if submission.is_own_failure:
         if submission.was_killed:
             message = f"The process of the {phase} phase was killed; most likely it took too much memory."
-            return _own_failure(job, "worker_killed", message, retry_in)
-        message = f"The {phase} phase ended with exit code {submission.exit_code} and without a word."
-        return _own_failure(job, "worker_crashed", message, retry_in)
+            return _count_failure(job, "worker_killed", message, retry_in)
+        message = f"The {phase} phase ended with exit code {submission.exit_code} and without a report."
+        return _count_failure(job, "worker_crashed", message, retry_in)
     if submission.status is SubmissionStatus.NOT_FOUND:
         reason = f"the cluster lost the {phase} phase"
     else:

@@ -1,8 +1,8 @@
 """A Ray head on this machine for `tide up`: started on loopback, found again, ended without leftovers.
 
 The head and what it starts form one session of processes (`setsid`), and the drivers that leave it carry a
-marker in their environment: both survive the death of the process that started them, so that whoever comes
-next can find and end them. Verified against Ray 2.60.
+marker in their environment. Both outlive the process that started them, so the next one can find and end
+them. Verified against Ray 2.60.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HeadOptions:
 
 @dataclass(frozen=True, slots=True)
 class HeadRecord:
-    """A head that was started, as it is written down for whoever comes next.
+    """A head that was started, as it is written down for the next process.
 
     Attributes:
         pid: of `ray start`, which is also the id of the processes' session.
@@ -152,7 +152,7 @@ def stop(record: HeadRecord, folder: Path) -> int:
     Returns:
         How many processes were ended.
     """
-    victims = {process.pid: process for process in members(record)}
+    victims = {process.pid: process for process in find_members(record)}
     if is_alive(record):
         # Ray's own way out takes half a minute with serving actors: it gets a few seconds of it.
         _signal(victims.get(record.pid), signal.SIGTERM)
@@ -160,7 +160,7 @@ def stop(record: HeadRecord, folder: Path) -> int:
         while is_alive(record) and time.monotonic() < deadline:
             time.sleep(0.05)
     for _ in range(20):
-        left = members(record)
+        left = find_members(record)
         victims |= {process.pid: process for process in left}
         if not left:
             break
@@ -171,7 +171,7 @@ def stop(record: HeadRecord, folder: Path) -> int:
     return len(victims)
 
 
-def members(record: HeadRecord) -> list[psutil.Process]:
+def find_members(record: HeadRecord) -> list[psutil.Process]:
     """The living processes of a head: its session, those with its marker, and all their descendants."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
@@ -199,14 +199,14 @@ def temp_dir(folder: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"tide-{digest}"
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
-    (port,) = free_ports(1)
+def find_free_port() -> int:
+    """A loopback port that no process listens on at the moment."""
+    (port,) = find_free_ports(1)
     return port
 
 
-def free_ports(count: int, *, taken: Container[int] = ()) -> list[int]:
-    """Different loopback ports that nobody listens on at the moment, none of them in ``taken``.
+def find_free_ports(count: int, *, taken: Container[int] = ()) -> list[int]:
+    """Different loopback ports that no process listens on at the moment, none of them in ``taken``.
 
     All are held until the last is found: a port that was let go may be handed out again at once.
     """
@@ -232,7 +232,7 @@ def _start(options: HeadOptions, timeout: float) -> HeadRecord:
     with log.open("wb") as output:
         process = subprocess.Popen(
             _command(options, sessions, ports),
-            env=_environment(options.folder, marker),
+            env=make_environment(options.folder, marker),
             cwd=options.folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -269,10 +269,10 @@ def _await_answer(
 
 
 def _ports(dashboard_port: int) -> dict[str, int]:
-    """A port for each part of the head that wants one of its own, by its flag; 0 is any."""
+    """A port for each part of the head that needs one of its own, by its flag; 0 is any."""
     names = ("port", "dashboard-agent-listen-port", "ray-client-server-port", "metrics-export-port")
     fixed = (dashboard_port,) if dashboard_port else ()
-    found = free_ports(len(names) + 1 - len(fixed), taken=fixed)
+    found = find_free_ports(len(names) + 1 - len(fixed), taken=fixed)
     return dict(zip((*names, "dashboard-port"), (*found, *fixed), strict=True))
 
 
@@ -299,7 +299,7 @@ _WORKERS_OWN = ("TIDE_CACHE", "TIDE_SCORE_CACHE_BYTES")
 """Variables that workers read themselves (storage.py, scores/opening.py): the user's count."""
 
 
-def _environment(folder: Path, marker: str) -> dict[str, str]:
+def make_environment(folder: Path, marker: str) -> dict[str, str]:
     inherited: Mapping[str, str] = {
         name: value
         for name, value in os.environ.items()
@@ -357,7 +357,7 @@ def _signal(process: psutil.Process | None, number: signal.Signals) -> None:
 
 
 def is_port_free(port: int) -> bool:
-    """Whether nobody listens on a loopback port."""
+    """Whether no process listens on a loopback port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

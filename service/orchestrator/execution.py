@@ -72,10 +72,10 @@ class Executor:
                 await self._stop(job_id, version, action)
             case _:
                 async with self._database.write() as session:
-                    job = await self._locked(session, job_id, version)
+                    job = await self._lock(session, job_id, version)
                     await _write(session, job, action)
 
-    async def _locked(self, session: AsyncSession, job_id: str, version: int) -> JobRow:
+    async def _lock(self, session: AsyncSession, job_id: str, version: int) -> JobRow:
         await leadership.check(session, self._held)
         job = await jobs.lock(session, job_id)
         if job.version != version:
@@ -84,7 +84,7 @@ class Executor:
 
     async def _submit(self, job_id: str, version: int, phase: Phase) -> None:
         async with self._database.write() as session:
-            job = await self._locked(session, job_id, version)
+            job = await self._lock(session, job_id, version)
             await jobs.ensure_phase_run(session, job_id, job.attempt, phase)
             token = attempt_tokens.issue(session, job_id, job.attempt, phase)
             submission = self._submission(job, phase, token)
@@ -94,7 +94,7 @@ class Executor:
             await self.execute(job_id, version, Fail(error.code, error.message))
             return
         async with self._database.write() as session:
-            job = await self._locked(session, job_id, version)
+            job = await self._lock(session, job_id, version)
             run = await jobs.ensure_phase_run(session, job_id, job.attempt, phase)
             run.submitted_at = utc_now()
             events.append(

@@ -1,8 +1,9 @@
-"""Who acts: several control planes may run, one of them holds the lease and its fencing number.
+"""Which control plane acts: several may run, and one of them holds the lease with its fencing number.
 
-The lease expires by the clock, so a holder may believe in it for a moment too long. Every writing transaction
-of the reconciler therefore checks the fencing number once more: what an old leader still had in hand is
-rolled back.
+In: the holder's name and the time. Out: a `Leadership`, or None while another process leads.
+The lease expires by the clock, so a holder may think for a moment too long that it leads. Each writing
+transaction of the reconciler therefore checks the fencing number again: what an old leader was about to write
+is rolled back.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ class Leadership:
     fencing: int
 
 
-def new_holder() -> str:
-    """A name for this process that no other process ever has."""
+def make_holder() -> str:
+    """A name for this process that no other process has."""
     return f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(8)}"
 
 
 async def acquire(
     session: AsyncSession, role: str, holder: str, *, now: datetime, lifetime: timedelta
 ) -> Leadership | None:
-    """Take or renew the lease of a role in a writing transaction; None while somebody else holds it.
+    """Take or renew the lease of a role in a writing transaction; None while another process holds it.
 
     Two control planes that take a role which never had a holder may collide on the primary key: the
     database refuses the second, which asks again.
@@ -64,7 +65,7 @@ async def acquire(
     return Leadership(role, holder, row.fencing)
 
 
-async def leases(session: AsyncSession) -> Sequence[LeaderLeaseRow]:
+async def read_leases(session: AsyncSession) -> Sequence[LeaderLeaseRow]:
     """Who leads in which role, and until when."""
     return (await session.scalars(select(LeaderLeaseRow).order_by(LeaderLeaseRow.role))).all()
 

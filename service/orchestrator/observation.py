@@ -68,7 +68,7 @@ class Observer:
             job = await jobs.get(session, job_id)
             spec = ResolvedJobSpec.model_validate(job.spec)
             if self._active is None:
-                self._active = await snapshots.active_jobs(session)
+                self._active = await snapshots.count_active_jobs(session)
             waited = await snapshots.teacher_waited_seconds(session, job_id, now=utc_now())
         has_room = self._active < self._settings.max_active_jobs
         if not self.is_reachable:
@@ -80,7 +80,7 @@ class Observer:
             teacher=await self._teacher(pool) if pool else _ABSENT,
             teacher_waited_seconds=waited,
             teacher_problem=await self._problem(pool) if pool else None,
-            teacher_unplaced=await self._unplaced(Purpose.TEACHER, "a teacher") if pool else None,
+            teacher_unplaced=await self._explain_missing_node(Purpose.TEACHER, "a teacher") if pool else None,
             shortage=await self._shortage(spec, job.state),
             has_room=has_room,
         )
@@ -101,13 +101,13 @@ class Observer:
     async def _problem(self, pool: TeacherPool) -> str | None:
         return await asyncio.to_thread(teacher_size.problem, pool, await self._size())
 
-    async def _unplaced(self, purpose: Purpose, what: str) -> str | None:
+    async def _explain_missing_node(self, purpose: Purpose, what: str) -> str | None:
         labels = self._settings.node_labels(purpose)
-        return pools.unplaced(labels, await self._size(), what) if labels else None
+        return pools.explain_missing_node(labels, await self._size(), what) if labels else None
 
     async def _shortage(self, spec: ResolvedJobSpec, state: JobState) -> str | None:
         if state is JobState.QUEUED:
-            return await self._unplaced(Purpose.PREPARATION, "the preparation")
+            return await self._explain_missing_node(Purpose.PREPARATION, "the preparation")
         if state is not JobState.PROVISIONING:
             return None
         size, asked = await self._size(), spec.resources
@@ -116,7 +116,7 @@ class Observer:
             asked.student_workers * asked.gpus_per_worker,
         )
         if cpus <= size.cpus and gpus <= size.gpus:
-            return await self._unplaced(Purpose.TRAINER, "a trainer")
+            return await self._explain_missing_node(Purpose.TRAINER, "a trainer")
         return (
             f"It asks for {cpus:g} CPUs and {gpus:g} GPUs, and the whole cluster has {size.cpus:g} and "
             f"{size.gpus:g}: it waits until the cluster grows, or for fewer 'resources.student_workers'."

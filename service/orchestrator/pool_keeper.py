@@ -1,4 +1,16 @@
-"""Makes the wanted teachers the ones that the cluster runs, and notes in SQL how they are."""
+"""The pool keeper's pass: the cluster runs the teachers that jobs lease, and SQL says how they are.
+
+In: pools and leases in SQL, and the applications that the cluster knows. Out: the set of applications that it
+should run, and each pool's state. `pools` decides; the reconciler calls the pass at the end of each look.
+
+Locks: none while the cluster is asked; the states are written in one transaction that holds the leader's
+row.
+Invariant: a pool runs while a job holds a lease on it, and lingers for a bounded time after; a set is put
+only where it differs from what the cluster was last asked for, so running replicas are not restarted.
+Failures: the cluster does not answer: the pass ends, and the next look begins it again. It lost all pools:
+the leased ones are put again. Another control plane leads: nothing is written. No node fits: the pool's
+message says which label is missing, and its jobs wait.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +70,11 @@ class PoolKeeper:
             LeadershipLostError: another control plane took over.
         """
         async with self._database.read() as session:
-            known = await snapshots.of_pools(session)
+            known = await snapshots.read_pools(session)
         if not known:
             return  # never start the serving system of a cluster that needs no teacher
         observed = await self._compute.applications()
-        wanted = pools.desired(known, observed, now=utc_now(), rules=self._rules)
+        wanted = pools.choose_applications(known, observed, now=utc_now(), rules=self._rules)
         if pools.must_put(wanted, observed):
             log.info("teachers.deploy", applications=[application.name for application in wanted])
             await self._compute.put_applications(wanted)
@@ -76,7 +88,9 @@ class PoolKeeper:
         states = [observed.get(application.name) for application in wanted]
         if not self._rules.node_labels or all(state and state.is_serving for state in states):
             return None
-        return pools.unplaced(self._rules.node_labels, await self._compute.resources(), "a teacher")
+        return pools.explain_missing_node(
+            self._rules.node_labels, await self._compute.resources(), "a teacher"
+        )
 
     async def _record(
         self, wanted: Sequence[Application], observed: Mapping[str, ApplicationState], held: Leadership

@@ -32,7 +32,7 @@ class PoolSnapshot:
     """A pool as SQL knows it.
 
     Attributes:
-        leases: what each live lease asks for; empty when nobody holds one.
+        leases: what each live lease asks for; empty when no job holds one.
         last_used_at: when the last lease was taken or given back.
     """
 
@@ -64,10 +64,10 @@ class PoolRules:
 def is_wanted(
     snapshot: PoolSnapshot, state: ApplicationState | None, now: datetime, rules: PoolRules
 ) -> bool:
-    """A pool is wanted while leased, and for a while longer if it serves: the next job may want it.
+    """A pool is wanted while leased, and for a while longer if it serves: the next job may need it.
 
-    One that does not serve has nothing to keep warm. After the cluster lost it, it is not started again for
-    nobody.
+    A pool that does not serve has nothing to keep warm: without a lease it is not started again after the
+    cluster lost it.
     """
     if snapshot.leases:
         return True
@@ -75,7 +75,7 @@ def is_wanted(
     return is_serving and now - snapshot.last_used_at < rules.linger
 
 
-def desired(
+def choose_applications(
     pools: Sequence[PoolSnapshot],
     observed: Mapping[str, ApplicationState],
     *,
@@ -111,7 +111,7 @@ def pool_state(state: ApplicationState | None, *, is_desired: bool) -> PoolState
     return PoolState.UNHEALTHY
 
 
-def unplaced(labels: Mapping[str, str], cluster: ClusterResources, what: str) -> str | None:
+def explain_missing_node(labels: Mapping[str, str], cluster: ClusterResources, what: str) -> str | None:
     """Why no node may run something that asks for labels; None when one may. A cluster may yet grow."""
     if not labels or cluster.has_node(labels):
         return None

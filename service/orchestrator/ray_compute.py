@@ -255,7 +255,7 @@ def _from_config(config: Mapping[str, Any]) -> Application | None:
             environment=(config.get("runtime_env") or {}).get("env_vars") or {},
         )
     except (KeyError, TypeError, ValueError):
-        return None  # deployed by somebody else, or an older Tide: the next put replaces it
+        return None  # deployed by another program or an older Tide: the next put replaces it
 
 
 def _to_state(details: Mapping[str, Any]) -> ApplicationState:

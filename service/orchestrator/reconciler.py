@@ -1,10 +1,15 @@
-"""Observe, decide, act: makes true on the cluster what SQL says should be.
+"""The reconciler's loop: observe, decide, act, until the cluster does what SQL says should be done.
 
-In: the rows of jobs and pools, and what the cluster says of them. Out: calls to the cluster, and new states
-with their events.
+In: jobs and pools in SQL, and what the cluster says of them. Out: transitions, submissions, leases,
+applications.
 
-The loop holds no state that matters. Every action may be done twice and the process may die between any two
-lines: the next look finds what was done and goes on from there.
+Locks: one control plane leads, by the row of its lease (`leadership`); each write holds that row and the
+job's row, and checks the fencing number and the job's version. No lock is held while the cluster is asked.
+Invariant: the loop keeps no state that matters. Every action may be done twice, and the process may die
+between any two lines: the next look finds what was done and goes on from there.
+Failures: the cluster does not answer: wait, and look again. Another control plane leads: write nothing. A
+job changed meanwhile: decide again at the next look. One job's step raises: log it and go on with the other
+jobs.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ from tide_core.tracing import Attribute, Tracing
 
 ROLE = "reconciler"
 _STEPS_PER_LOOK = 12
-"""Bound on the actions for one job in one look, should two rules ever disagree for ever."""
+"""Bound on the actions for one job in one look: two rules that contradict each other must not loop."""
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +67,7 @@ class Reconciler:
         self._database = database
         self._compute = compute
         self._settings = settings
-        self._holder = leadership.new_holder()
+        self._holder = leadership.make_holder()
         self._observer = Observer(database, compute, settings)
         self._pools = PoolKeeper(database, compute, settings)
         self._leadership: Leadership | None = None
@@ -113,7 +118,7 @@ class Reconciler:
         executor = Executor(self._database, self._compute, self._settings, self._leadership)
         self._observer.begin_look(is_reachable=await self._is_reachable())
         async with self._database.read() as session:
-            ids = await snapshots.jobs_with_work(session)
+            ids = await snapshots.find_jobs_with_work(session)
         for job_id in ids:
             await self._bring_on(job_id, executor)
         if self._observer.is_reachable:
@@ -156,7 +161,7 @@ class Reconciler:
         return True
 
     async def _bring_on(self, job_id: str, executor: Executor) -> None:
-        """Do what can be done for one job now; its trouble is not the other jobs'."""
+        """Do what can be done for one job now; a failure here does not stop the work on other jobs."""
         try:
             for _ in range(_STEPS_PER_LOOK):
                 if not await self._step(job_id, executor):
@@ -166,7 +171,7 @@ class Reconciler:
             log.warning("cluster.unavailable", job_id=job_id, reason=error.message)
         except LeadershipLostError:
             raise
-        except ConflictError as error:  # somebody (a cancel, a report) was faster: look again next time
+        except ConflictError as error:  # a cancel or a report was faster: look again next time
             log.info("reconciler.overtaken", job_id=job_id, reason=error.message)
         except Exception:
             log.exception("reconciler.job_failed", job_id=job_id)
@@ -179,7 +184,7 @@ class Reconciler:
         async with self._database.read() as session:
             job = await jobs.get(session, job_id)
             version, attempt = job.version, job.attempt
-            snapshot = await snapshots.of_job(session, job, now=utc_now())
+            snapshot = await snapshots.read_job(session, job, now=utc_now())
         if (attempt, job.state) != (observed.attempt, observed.state):
             return True  # it moved on meanwhile: observe again
         action = decide(snapshot, observed.cluster, self._limits)

@@ -26,23 +26,23 @@ AT_REST = TERMINAL_STATES | {JobState.PAUSED}
 """States in which there is nothing left to do but to give a lease back."""
 
 
-async def jobs_with_work(session: AsyncSession) -> Sequence[str]:
+async def find_jobs_with_work(session: AsyncSession) -> Sequence[str]:
     """Ids of all jobs that the reconciler must look at, oldest first."""
     holds_lease = exists().where(LeaseRow.job_id == JobRow.id, LeaseRow.released_at.is_(None))
     query = select(JobRow.id).where(or_(JobRow.state.not_in(AT_REST), holds_lease))
     return (await session.scalars(query.order_by(JobRow.created_at, JobRow.id))).all()
 
 
-async def active_jobs(session: AsyncSession) -> int:
+async def count_active_jobs(session: AsyncSession) -> int:
     """How many jobs are being worked on: neither queued nor at rest."""
     query = select(func.count()).where(JobRow.state.in_(ACTIVE_STATES))
     return await session.scalar(query) or 0
 
 
-async def of_job(session: AsyncSession, job: JobRow, *, now: datetime) -> JobSnapshot:
+async def read_job(session: AsyncSession, job: JobRow, *, now: datetime) -> JobSnapshot:
     """A job as the policy sees it."""
     spec = ResolvedJobSpec.model_validate(job.spec)
-    lease = await teachers.lease_of(session, job.id)
+    lease = await teachers.find_lease(session, job.id)
     attempt = await session.get(AttemptRow, (job.id, job.attempt))
     phases = await _phases(session, job)
     platform_losses = await _platform_losses(session, job)
@@ -64,7 +64,7 @@ async def of_job(session: AsyncSession, job: JobRow, *, now: datetime) -> JobSna
     )
 
 
-async def of_pools(session: AsyncSession) -> list[PoolSnapshot]:
+async def read_pools(session: AsyncSession) -> list[PoolSnapshot]:
     """Every pool with what its leases ask for."""
     leased: dict[str, list[LeasedReplicas]] = {}
     for lease in await teachers.live_leases(session):
@@ -82,7 +82,7 @@ async def of_pools(session: AsyncSession) -> list[PoolSnapshot]:
 
 async def teacher_waited_seconds(session: AsyncSession, job_id: str, *, now: datetime) -> float:
     """How long a job has held a lease on a pool that is not ready."""
-    lease = await teachers.lease_of(session, job_id)
+    lease = await teachers.find_lease(session, job_id)
     pool = await session.get(TeacherRow, lease.application) if lease else None
     if lease is None or pool is None:
         return 0.0

@@ -37,7 +37,7 @@ async def live_leases(session: AsyncSession) -> Sequence[LeaseRow]:
     return (await session.scalars(query.order_by(LeaseRow.created_at, LeaseRow.id))).all()
 
 
-async def lease_of(session: AsyncSession, job_id: str) -> LeaseRow | None:
+async def find_lease(session: AsyncSession, job_id: str) -> LeaseRow | None:
     """The live lease of a job, if it holds one."""
     query = select(LeaseRow).where(LeaseRow.job_id == job_id, LeaseRow.released_at.is_(None))
     return await session.scalar(query)

@@ -19,7 +19,7 @@ async def acquire_lease(session: AsyncSession, job_id: str, spec: ResolvedJobSpe
 
     Does nothing when the job holds the lease already. The caller holds the job's row.
     """
-    held = await repository.lease_of(session, job_id)
+    held = await repository.find_lease(session, job_id)
     if held is not None:
         return held
     pool = pool_for(spec)
@@ -47,7 +47,7 @@ async def acquire_lease(session: AsyncSession, job_id: str, spec: ResolvedJobSpe
 
 async def release_lease(session: AsyncSession, job_id: str) -> None:
     """Give a job's lease back; does nothing when it holds none. The caller holds the job's row."""
-    lease = await repository.lease_of(session, job_id)
+    lease = await repository.find_lease(session, job_id)
     if lease is None:
         return
     now = utc_now()

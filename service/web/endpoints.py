@@ -55,7 +55,7 @@ async def index(request: Request, session: ReadSession) -> HTMLResponse:
         request,
         "index.html",
         {
-            "jobs": [views.job_view(job) for job in found],
+            "jobs": [views.to_job_card(job) for job in found],
             "overview_charts": [asdict(chart) for chart in views.overview_charts(found)],
             "teachers": await _teachers(session),
         },
@@ -74,7 +74,7 @@ async def job_page(request: Request, session: ReadSession, job_id: str) -> HTMLR
 @router.get("/ui/fragments/jobs")
 async def jobs_fragment(request: Request, session: ReadSession) -> HTMLResponse:
     """The table of jobs."""
-    shown = [views.job_view(job) for job in await _jobs(session)]
+    shown = [views.to_job_card(job) for job in await _jobs(session)]
     return templates.TemplateResponse(request, "fragments/jobs.html", {"jobs": shown})
 
 
@@ -98,17 +98,19 @@ async def _jobs(session: AsyncSession) -> Sequence[Job]:
 
 
 async def _job(session: AsyncSession, job_id: str) -> Job:
-    return job_object(await jobs.get(session, job_id), (await models.of_jobs(session, [job_id])).get(job_id))
+    return job_object(
+        await jobs.get(session, job_id), (await models.newest_by_job(session, [job_id])).get(job_id)
+    )
 
 
 async def _job_context(session: AsyncSession, job: Job) -> dict[str, object]:
     checkpoints = [checkpoint_object(row) for row in await jobs.checkpoints(session, job.id)]
     return {
-        "job": views.job_view(job),
-        "checkpoints": [views.checkpoint_view(checkpoint) for checkpoint in checkpoints],
+        "job": views.to_job_card(job),
+        "checkpoints": [views.to_checkpoint_card(checkpoint) for checkpoint in checkpoints],
     }
 
 
-async def _teachers(session: AsyncSession) -> list[views.TeacherView]:
+async def _teachers(session: AsyncSession) -> list[views.TeacherCard]:
     leases = await teachers.live_leases(session)
-    return [views.teacher_view(teacher_object(row, leases)) for row in await teachers.all_pools(session)]
+    return [views.to_teacher_card(teacher_object(row, leases)) for row in await teachers.all_pools(session)]

@@ -36,7 +36,7 @@ OVERVIEW_JOBS = 6
 
 
 @dataclass(frozen=True)
-class JobView:
+class JobCard:
     """One job in words."""
 
     id: str
@@ -57,7 +57,7 @@ class JobView:
 
 
 @dataclass(frozen=True)
-class TeacherView:
+class TeacherCard:
     """One pool in words."""
 
     title: str
@@ -71,7 +71,7 @@ class TeacherView:
 
 
 @dataclass(frozen=True)
-class CheckpointView:
+class CheckpointCard:
     """One checkpoint in words."""
 
     step: int
@@ -102,12 +102,12 @@ HELD_OUT_MEMBER = Measure.NELBO
 """The one held-out figure that a running job has."""
 
 
-def job_view(job: Job) -> JobView:
+def to_job_card(job: Job) -> JobCard:
     """A job as the page shows it."""
     progress = job.progress
     running = job.status not in JOB_TONES
     has_total = running and progress is not None and bool(progress.total)
-    return JobView(
+    return JobCard(
         id=job.id,
         title=job.name or job.id,
         state=job.status,
@@ -145,9 +145,9 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def teacher_view(teacher: Teacher) -> TeacherView:
+def to_teacher_card(teacher: Teacher) -> TeacherCard:
     """A pool as the page shows it."""
-    return TeacherView(
+    return TeacherCard(
         title=short_name(teacher.teacher.model),
         application=teacher.id,
         state=teacher.status,
@@ -165,9 +165,9 @@ def _replicas(teacher: Teacher) -> str:
     return wanted if teacher.max_replicas <= teacher.replicas else f"{wanted} to {teacher.max_replicas}"
 
 
-def checkpoint_view(checkpoint: Checkpoint) -> CheckpointView:
+def to_checkpoint_card(checkpoint: Checkpoint) -> CheckpointCard:
     """A checkpoint as the page shows it."""
-    return CheckpointView(
+    return CheckpointCard(
         step=checkpoint.step,
         kind="model" if checkpoint.is_export else "training state",
         size=format_size(checkpoint.bytes),

@@ -19,7 +19,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.running_prometheus import free_port
+from tests.support.running_prometheus import find_free_port
 from tests.support.running_tide import await_true
 
 Manifest = dict[str, Any]
@@ -49,7 +49,7 @@ class ApiServer:
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs, self._folder = programs, folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._port = free_port()
+        self._port = find_free_port()
         self._token = secrets.token_hex(16)
         self._client: httpx.Client | None = None
         self.kubeconfig = folder / "kubeconfig"
@@ -61,7 +61,7 @@ class ApiServer:
 
     def start(self) -> None:
         """Bring all three up; the administrator's credentials are then in `kubeconfig`."""
-        etcd, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        etcd, peer = (f"http://127.0.0.1:{find_free_port()}" for _ in range(2))
         self._run(
             "etcd", f"--data-dir={self._folder / 'etcd'}",
             f"--listen-client-urls={etcd}", f"--advertise-client-urls={etcd}",
@@ -91,7 +91,7 @@ class ApiServer:
         self._run(
             "kube-controller-manager", f"--kubeconfig={self.kubeconfig}", "--leader-elect=false",
             f"--service-account-private-key-file={key}", f"--root-ca-file={authority}", "--port=0",
-            f"--secure-port={free_port()}", "--bind-address=127.0.0.1",
+            f"--secure-port={find_free_port()}", "--bind-address=127.0.0.1",
             f"--cert-dir={self._folder / 'manager'}", "--pvclaimbinder-sync-period=1s",
         )  # fmt: skip
 

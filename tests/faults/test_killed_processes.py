@@ -54,7 +54,7 @@ def test_a_job_survives_the_control_plane_and_then_the_cluster(service: Service,
     record = embedded_ray.read_record(service.folder)
     assert record is not None
     assert service.get(path)["status"] == "running", "the job is too short for this test"
-    for process in embedded_ray.members(record):
+    for process in embedded_ray.find_members(record):
         with contextlib.suppress(psutil.NoSuchProcess):  # it went down with one that was killed before it
             process.kill()
     await_true(lambda: service.get(path)["finished_at"] is not None, "the job has ended", 240)

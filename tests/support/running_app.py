@@ -14,7 +14,7 @@ import uvicorn
 from service.app import create_app
 from service.observability.logging import configure_logging
 from service.orchestrator.compute import Compute
-from service.orchestrator.embedded_ray import free_port
+from service.orchestrator.embedded_ray import find_free_port
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Settings
 
@@ -29,7 +29,7 @@ def run_app(folder: Path, compute: Compute | None = None, **changes: Any) -> Ite
         changes: further settings.
     """
     configure_logging("ERROR")
-    settings = Settings(data_dir=folder, port=free_port(), events_poll_seconds=0.05, **changes)
+    settings = Settings(data_dir=folder, port=find_free_port(), events_poll_seconds=0.05, **changes)
     app = create_app(settings, compute or FakeCompute())
     config = uvicorn.Config(app, port=settings.port, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -49,7 +49,7 @@ class Prometheus:
         return found["result"] if found else []
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -75,7 +75,7 @@ def running_prometheus(folder: Path, targets: Mapping[str, int], interval: str) 
         jobs[name]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     configuration["scrape_configs"] = [jobs[name] for name in targets]
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    port = free_port()
+    port = find_free_port()
     flags = {
         "config.file": folder / "prometheus.yaml",
         "storage.tsdb.path": folder / "data",

@@ -93,7 +93,7 @@ class Served:
             node_labels=labels or {},
         )
         snapshot = PoolSnapshot(self.pool, (LeasedReplicas(minimum, maximum),), utc_now())
-        (wanted,) = pools.desired([snapshot], {}, now=utc_now(), rules=rules)
+        (wanted,) = pools.choose_applications([snapshot], {}, now=utc_now(), rules=rules)
         path = {"PYTHONPATH": f"{self.folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         return dataclasses.replace(
             wanted, import_path="slow_teacher:build", environment={**wanted.environment, **path}

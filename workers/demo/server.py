@@ -62,7 +62,7 @@ def own_service(data_folder: Path, *, active_jobs: int) -> Iterator[Service]:
     """
     data_folder.mkdir(parents=True, exist_ok=True)
     log = data_folder / "service.log"
-    port = free_port()
+    port = find_free_port()
     command = [
         *_tide_command(),
         "up",
@@ -96,7 +96,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A loopback port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -41,7 +41,7 @@ function chartOptions(labels, width) {
   };
 }
 
-// Series of several jobs have steps of their own; uPlot wants one common x axis.
+// Series of several jobs have steps of their own; uPlot needs one common x axis.
 function joinSeries(allPoints) {
   const steps = [...new Set(allPoints.flatMap((points) => points.map((point) => point.step)))].sort((a, b) => a - b);
   const columns = allPoints.map((points) => {

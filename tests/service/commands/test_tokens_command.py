@@ -14,7 +14,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from service.orchestrator.embedded_ray import free_port
+from service.orchestrator.embedded_ray import find_free_port
 from service.settings import Authentication
 from tests.support.running_app import run_app
 from tide.cli import main as cli
@@ -97,7 +97,7 @@ def test_commands_show_the_token_of_the_environment(closed_url: str, folder: Pat
 
 
 def test_a_server_that_strangers_reach_does_not_start_without_tokens(tmp_path: Path) -> None:
-    port = free_port()
+    port = find_free_port()
     where = ("--host", "0.0.0.0", "--port", str(port), "--data-dir", str(tmp_path / "d"))
     for command in ("serve", "up"):
         answer = invoke(command, *where)

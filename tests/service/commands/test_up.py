@@ -83,7 +83,7 @@ def test_starts_refuses_a_second_and_ends_without_orphans(folder: Path) -> None:
     up = Up(folder)
     url = up.await_ready()
     record = embedded_ray.read_record(folder)
-    tree = psutil.Process(up.process.pid).children(recursive=True) + embedded_ray.members(record)
+    tree = psutil.Process(up.process.pid).children(recursive=True) + embedded_ray.find_members(record)
     assert len(tree) > 5
 
     second = run("up", "--data-dir", str(folder))
@@ -102,7 +102,7 @@ def test_starts_refuses_a_second_and_ends_without_orphans(folder: Path) -> None:
     assert up.process.returncode == 0
     _, left = psutil.wait_procs(tree, timeout=3.0)  # ended ones may wait for init to collect them
     assert left == []
-    assert embedded_ray.members(record) == []
+    assert embedded_ray.find_members(record) == []
     assert read_instance(folder) is None
     assert (folder / "ray-token").stat().st_mode & 0o777 == 0o600
 
@@ -129,7 +129,7 @@ def test_a_killed_one_leaves_a_head_that_the_next_one_takes_over_and_down_ends(f
     down = run("down", "--data-dir", str(folder))
     assert down.returncode == 0
     assert "left behind" in down.stdout
-    assert embedded_ray.members(record) == []
+    assert embedded_ray.find_members(record) == []
     assert run("down", "--data-dir", str(folder)).stdout.startswith("Nothing runs")
 
 
@@ -137,7 +137,7 @@ def test_a_head_that_dies_is_started_again_at_its_address_and_down_ends_all(fold
     up = Up(folder)
     url = up.await_ready()
     record = embedded_ray.read_record(folder)
-    for process in embedded_ray.members(record):
+    for process in embedded_ray.find_members(record):
         with contextlib.suppress(psutil.NoSuchProcess):  # it went down with one that was killed before it
             process.kill()
     deadline = time.monotonic() + 60
@@ -148,7 +148,7 @@ def test_a_head_that_dies_is_started_again_at_its_address_and_down_ends_all(fold
     down = run("down", "--data-dir", str(folder))
     assert "Tide is down." in down.stdout
     assert up.process.wait(timeout=10) == 0
-    assert embedded_ray.members(new) == []
+    assert embedded_ray.find_members(new) == []
 
 
 def test_ctrl_c_while_ray_starts_leaves_nothing(folder: Path) -> None:
@@ -158,5 +158,5 @@ def test_ctrl_c_while_ray_starts_leaves_nothing(folder: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     up.end(signal.SIGTERM)
-    assert embedded_ray.members(record) == []
+    assert embedded_ray.find_members(record) == []
     assert read_instance(folder) is None

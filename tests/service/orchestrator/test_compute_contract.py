@@ -70,7 +70,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HeadRec
     yield record, folder
     embedded_ray.stop(record, folder)
     shutil.rmtree(embedded_ray.temp_dir(folder), ignore_errors=True)
-    assert embedded_ray.members(record) == []
+    assert embedded_ray.find_members(record) == []
 
 
 def _fake_cluster() -> Cluster:
@@ -263,7 +263,9 @@ class TestRayAlone:
     async def test_every_process_listens_on_loopback_alone(self, ray_head: tuple[HeadRecord, Path]) -> None:
         """But for serving replicas, whose port Ray binds everywhere and guards with the token."""
         record, _ = ray_head
-        addresses = {address for process in embedded_ray.members(record) for address in _listens_on(process)}
+        addresses = {
+            address for process in embedded_ray.find_members(record) for address in _listens_on(process)
+        }
         assert addresses == {"127.0.0.1"}
 
     async def test_a_running_head_is_found_again(self, ray_head: tuple[HeadRecord, Path]) -> None:
@@ -273,7 +275,7 @@ class TestRayAlone:
 
 
 async def test_nobody_at_the_address() -> None:
-    compute = RayCompute(f"http://127.0.0.1:{embedded_ray.free_port()}")
+    compute = RayCompute(f"http://127.0.0.1:{embedded_ray.find_free_port()}")
     with pytest.raises(ComputeUnavailableError):
         await compute.ping()
     await compute.close()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.orchestrator.embedded_ray import _environment
+from service.orchestrator.embedded_ray import make_environment
 
 
 def test_the_workers_own_variables_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,7 +12,7 @@ def test_the_workers_own_variables_are_the_users(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TIDE_CACHE", "/somewhere")
     monkeypatch.setenv("TIDE_DATABASE_URL", "a secret of the control plane")
     monkeypatch.setenv("RAY_ADDRESS", "another cluster")
-    found = _environment(tmp_path, "marker")
+    found = make_environment(tmp_path, "marker")
     assert (found["TIDE_SCORE_CACHE_BYTES"], found["TIDE_CACHE"]) == ("0", "/somewhere")
     assert not {"TIDE_DATABASE_URL", "RAY_ADDRESS"} & found.keys()
 
@@ -22,6 +22,6 @@ def test_without_them_the_cache_lies_in_the_data_folder(
 ) -> None:
     monkeypatch.delenv("TIDE_CACHE", raising=False)
     monkeypatch.delenv("TIDE_SCORE_CACHE_BYTES", raising=False)
-    found = _environment(tmp_path, "marker")
+    found = make_environment(tmp_path, "marker")
     assert found["TIDE_CACHE"] == str((tmp_path / "cache").resolve())
     assert "TIDE_SCORE_CACHE_BYTES" not in found

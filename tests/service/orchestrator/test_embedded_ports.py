@@ -36,9 +36,11 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ports_drawn_together_differ_and_are_let_go() -> None:
-    assert embedded_ray.free_ports(4, taken=(40_001,)) == [40_000, 40_002, 40_003, 40_004]
+    assert embedded_ray.find_free_ports(4, taken=(40_001,)) == [40_000, 40_002, 40_003, 40_004]
     assert EagerSocket.held == set()
-    assert embedded_ray.free_port() == embedded_ray.free_port(), "one at a time they need not differ"
+    assert embedded_ray.find_free_port() == embedded_ray.find_free_port(), (
+        "one at a time they need not differ"
+    )
 
 
 @pytest.mark.parametrize("dashboard", [0, 40_002])

@@ -53,7 +53,7 @@ def snapshot(*replicas: int, most: int = 0, idle: timedelta = timedelta()) -> Po
 def desired(
     *known: PoolSnapshot, observed: dict[str, ApplicationState] | None = None, rules: PoolRules = RULES
 ) -> list[Application]:
-    return pools.desired(known, observed or {}, now=NOW, rules=rules)
+    return pools.choose_applications(known, observed or {}, now=NOW, rules=rules)
 
 
 def bounds(application: Application) -> tuple[int, int]:
@@ -137,12 +137,12 @@ def test_teachers_ask_for_their_nodes_where_nodes_have_purposes() -> None:
 def test_a_missing_node_is_told_with_what_to_do() -> None:
     wanted = labels_for(Purpose.TEACHER)
     trainers = dataclasses.replace(LAPTOP, labels=({}, labels_for(Purpose.TRAINER)))
-    said = pools.unplaced(wanted, trainers, "a teacher")
+    said = pools.explain_missing_node(wanted, trainers, "a teacher")
     assert "tide.dev/purpose=teacher" in said
     assert "ray start --labels" in said
-    assert pools.unplaced({}, trainers, "a teacher") is None
+    assert pools.explain_missing_node({}, trainers, "a teacher") is None
     both = dataclasses.replace(trainers, labels=(*trainers.labels, {**wanted, "ray.io/node-id": "1"}))
-    assert pools.unplaced(wanted, both, "a teacher") is None
+    assert pools.explain_missing_node(wanted, both, "a teacher") is None
 
 
 def test_nothing_is_put_twice() -> None:

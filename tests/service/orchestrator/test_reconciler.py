@@ -151,7 +151,7 @@ async def _shift(world: World, job_id: str, **ages: float) -> None:
 async def _teacher_away(world: World, job_id: str) -> float:
     async with world.database.read() as session:
         job = await jobs.get(session, job_id)
-        return (await snapshots.of_job(session, job, now=utc_now())).teacher_away_seconds
+        return (await snapshots.read_job(session, job, now=utc_now())).teacher_away_seconds
 
 
 async def test_a_lost_teacher_costs_no_attempt_until_it_was_away_for_too_long(
@@ -259,7 +259,7 @@ async def test_pause_saves_gives_the_teacher_back_and_resumes_as_the_next_attemp
     async with world.database.write() as session:
         await job_service.resume(session, job_id)
     async with world.database.read() as session:
-        snapshot = await snapshots.of_job(
+        snapshot = await snapshots.read_job(
             session, await session.merge(await world.job(job_id)), now=utc_now()
         )
     assert snapshot.platform_losses == 0, "a pause is no loss: the job goes on at once"

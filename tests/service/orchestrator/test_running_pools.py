@@ -38,5 +38,5 @@ BEFORE: dict[str, object] = json.loads(Path(__file__).with_name("running_pools.j
 def test_a_running_pool_is_asked_for_with_the_very_same_configuration(name: str) -> None:
     pool = TeacherPool(teacher=TEACHERS[name], replicas=2, gpus_per_replica=0.5, cpus_per_replica=2.0)
     known = [PoolSnapshot(pool, (LeasedReplicas(2, 4),), NOW)]
-    (application,) = pools.desired(known, {}, now=NOW, rules=RULES)
+    (application,) = pools.choose_applications(known, {}, now=NOW, rules=RULES)
     assert json.dumps(serve_config(application)) == json.dumps(BEFORE[name])

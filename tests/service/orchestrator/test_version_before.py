@@ -70,7 +70,7 @@ async def look(world: World, looks: int = 3) -> None:
 
 async def snapshot(world: World, job_id: str) -> JobSnapshot:
     async with world.database.read() as session:
-        return await snapshots.of_job(session, await jobs.get(session, job_id), now=utc_now())
+        return await snapshots.read_job(session, await jobs.get(session, job_id), now=utc_now())
 
 
 async def send(world: World, body: str) -> ReportReceipt:

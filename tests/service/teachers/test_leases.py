@@ -51,7 +51,7 @@ async def test_taking_and_giving_back_twice_changes_nothing(post_job: PostJob, d
         async with database.write() as session:
             await service.release_lease(session, job_id)
     async with database.read() as session:
-        assert await repository.lease_of(session, job_id) is None
+        assert await repository.find_lease(session, job_id) is None
         assert await repository.live_leases(session) == []
     assert (await _acquire(database, job_id)).id != first.id
 

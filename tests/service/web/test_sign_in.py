@@ -18,7 +18,7 @@ from service.access import client_tokens
 from service.access.tables import Role
 from service.app import create_app
 from service.db.session import Database
-from service.orchestrator.embedded_ray import free_port
+from service.orchestrator.embedded_ray import find_free_port
 from service.orchestrator.fake_compute import FakeCompute
 from service.settings import Authentication, Settings
 from tests.support.fetching import find_program
@@ -32,7 +32,7 @@ class Closed:
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(
             data_dir=folder,
-            port=free_port(),
+            port=find_free_port(),
             authentication=Authentication.TOKENS,
             events_poll_seconds=0.05,
         )

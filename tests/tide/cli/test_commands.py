@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.commands.setting_flags import read_settings
-from service.orchestrator.embedded_ray import free_port
+from service.orchestrator.embedded_ray import find_free_port
 from service.settings import Settings
 from tests.support.job_objects import job_object
 from tide.cli import main as cli
@@ -155,7 +155,7 @@ class TestAgainstAControlPlane:
         assert capsys.readouterr().out == ""
 
     def test_an_address_without_a_server(self) -> None:
-        answer = invoke("jobs", "list", "--url", f"http://127.0.0.1:{free_port()}")
+        answer = invoke("jobs", "list", "--url", f"http://127.0.0.1:{find_free_port()}")
         assert answer.exit_code == 1
         assert "tide up" in answer.stderr
 
