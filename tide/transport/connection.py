@@ -101,13 +101,13 @@ class Connection(_Pool):
         if self._owns_pool:
             self._http.close()
 
-    def run(self, steps: Steps[Result], sleep: Callable[[float], None] = time.sleep) -> Result:
+    def run(self, steps: Steps[Result]) -> Result:
         """Carry out steps to their end."""
         try:
             step = next(steps)
             while True:
                 if isinstance(step, Pause):
-                    sleep(step.seconds)
+                    time.sleep(step.seconds)
                     step = steps.send(None)
                     continue
                 try:
