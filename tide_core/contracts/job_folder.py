@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tide_core.contracts.states import Phase
+
 STATE_FOLDER = re.compile(r"^step-(\d{8,})$")
 """Name of a training state's folder; the group is its step."""
 
@@ -64,8 +66,13 @@ class JobFolder:
 
     @property
     def spool(self) -> str:
-        """Reports that the control plane has not acknowledged yet."""
+        """Reports that the control plane has not acknowledged yet, in files named by `spool_name`."""
         return f"{self.root}/spool"
+
+
+def spool_name(job_id: str, attempt: int, phase: Phase) -> str:
+    """Name of the file that keeps the undelivered reports of an attempt's phase."""
+    return f"{job_id}-{attempt}-{phase}.jsonl"
 
 
 def state_name(step: int) -> str:

@@ -17,6 +17,7 @@ from typing import Self
 
 import structlog
 
+from tide_core.contracts.job_folder import spool_name
 from tide_core.contracts.reporting import (
     AnyReport,
     AttemptBrief,
@@ -41,7 +42,7 @@ HEARTBEAT_SECONDS = 5.0
 
 def spool_path(brief: AttemptBrief, attempt: int | None = None) -> Path:
     """File that keeps undelivered reports of a phase, of the brief's own attempt unless another is named."""
-    name = f"{brief.job_id}-{attempt or brief.attempt}-{brief.phase}.jsonl"
+    name = spool_name(brief.job_id, attempt or brief.attempt, brief.phase)
     if "://" in brief.storage:
         return Path(tempfile.gettempdir()) / "tide-spool" / name
     return Path(brief.folder.spool) / name
