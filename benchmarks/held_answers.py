@@ -52,7 +52,7 @@ class ReadyTeacher(app.Teacher):
         pass
 
 
-class Trainer:
+class Reader:
     """Asks both ways in turns."""
 
     def run(self, rows: int, repeats: int) -> dict[str, float]:
@@ -94,7 +94,7 @@ def measure(sizes: tuple[int, ...], repeats: int) -> list[dict[str, float]] | st
             ReadyTeacher, name=TEACHER_DEPLOYMENT, ray_actor_options={"num_cpus": 0.1}
         )
         serve.run(deployment.bind(max(sizes)), name=APPLICATION, route_prefix=None)
-        trainer = ray.remote(num_cpus=0.1)(Trainer).remote()
+        trainer = ray.remote(num_cpus=0.1)(Reader).remote()
         return [
             {
                 "masked": rows,

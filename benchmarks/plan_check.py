@@ -1,9 +1,9 @@
 """How near a plan comes: seconds and memory of small real runs against what the planner says of them.
 
 Run: ``python benchmarks/plan_check.py [--steps 12] [--length 256] [--batch 8] [--vocab 32768]``. First the
-machine is measured (``workers.measuring``: kernels alone, no training step), then each scenario is planned
-with those figures and run: the real training loop against the real engine, one process, one thread each.
-Prints one JSON object a scenario.
+machine is measured (``workers.device_figures``: kernels alone, no training step), then each scenario is
+planned with those figures and run: the real training loop against the real engine, one process, one thread
+each. Prints one JSON object a scenario.
 
 Seconds are of the processor, not of the clock on the wall: this machine may be shared, and a plan is about
 what a trainer and a replica compute. ``wall_seconds`` is printed beside them. Memory is the peak of the
@@ -34,7 +34,7 @@ from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, DeviceKind
 from tide_core.contracts.reporting import AnyReport, Metrics
 from tide_core.contracts.scores import Want
-from tide_core.contracts.teacher import TeacherDescription, wanted
+from tide_core.contracts.teacher import TeacherDescription, want_of
 from tide_core.data.batches import BatchPlan
 from tide_core.data.samples import PreparedSample
 from tide_core.data.shards import PreparedSplit, SplitManifest, write_shard
@@ -47,7 +47,7 @@ from tide_core.training.collective import Alone
 from tide_core.training.digest import spec_digest
 from tide_core.training.distiller import Distillation
 from tide_core.training.drawing import recipe_for
-from workers.measuring import measure_device
+from workers.device_figures import measure_device
 from workers.reporting.recording import RecordingReporter
 from workers.scores.local_transport import LocalTransport
 from workers.student.checkpoint import CheckpointStore
@@ -174,10 +174,10 @@ def run(name: str, options: argparse.Namespace) -> dict[str, float]:
     timing = Timing()
     with tempfile.TemporaryDirectory(prefix="tide-plan-check-") as folder, ExitStack() as stack:
         transport = head = None
-        if wanted(spec) is not None:
+        if want_of(spec) is not None:
             teacher = model_class(config["model_type"]).from_config(config, seed=1).eval()
             transport = _transport(teacher.requires_grad_(False), stack)
-        if wanted(spec) is Want.HIDDEN:
+        if want_of(spec) is Want.HIDDEN:
             # A copy, as a trainer in a process of its own holds one.
             head = teacher.lm_head.weight.detach().clone()
         prepared = _run(spec, transport, head, Path(folder), timing, options)

@@ -36,7 +36,7 @@ def connect() -> None:
 
 def own_error(error: BaseException) -> TideError | None:
     """The error of ours that Ray wrapped, or None when there is none."""
-    return next((found for found in _unwrapped(error) if isinstance(found, TideError)), None)
+    return next((found for found in _unwrap(error) if isinstance(found, TideError)), None)
 
 
 def lost_worker(error: BaseException) -> WorkerLostError | None:
@@ -46,7 +46,7 @@ def lost_worker(error: BaseException) -> WorkerLostError | None:
     # A RayTaskError is an exception of our own code; every other error of Ray is a process or a node.
     losses = [
         found
-        for found in _unwrapped(error)
+        for found in _unwrap(error)
         if isinstance(found, RayError) and not isinstance(found, RayTaskError)
     ]
     if any(_is_nodes_death(loss) for loss in losses):
@@ -70,7 +70,7 @@ def _is_nodes_death(loss: BaseException) -> bool:
     return is_unheard or "its node has died" in str(loss)
 
 
-def _unwrapped(error: BaseException) -> Iterator[BaseException]:
+def _unwrap(error: BaseException) -> Iterator[BaseException]:
     """An error with everything that Ray and Python wrapped in it."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]

@@ -174,7 +174,7 @@ def measure(
 
         from tide_core.contracts.errors import InvalidInputError
         from tide_core.contracts.plan import Cluster, DeviceGroup
-        from workers.measuring import measure_device
+        from workers.device_figures import measure_device
 
         chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if chosen not in ("cpu", "cuda") or (chosen == "cuda" and not torch.cuda.is_available()):

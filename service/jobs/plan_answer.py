@@ -11,7 +11,7 @@ from service.jobs.locations import local_path
 from service.jobs.model_folders import read_config
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.plan import Plan, PlanRequest
-from tide_core.contracts.teacher import wanted
+from tide_core.contracts.teacher import want_of
 from tide_core.planning.make_plan import ModelConfig, make_plan
 from tide_core.planning.published import PUBLISHED
 
@@ -35,7 +35,7 @@ def _plan(request: PlanRequest) -> Plan:
         assert spec.student.model is not None
         student = _config(spec.student.model, request.student_config, "student")
     teacher = None
-    if wanted(spec) is not None:
+    if want_of(spec) is not None:
         teacher = _config(spec.teacher.model, request.teacher_config, "teacher")
     return make_plan(spec, student, teacher, request.cluster, request.data, is_simulated=request.simulate)
 

@@ -100,7 +100,7 @@ class ValueFormat(NamedTuple):
     dtype: np.dtype[Any]
     row: tuple[int, ...]
 
-    def nothing(self) -> npt.NDArray[Any]:
+    def empty(self) -> npt.NDArray[Any]:
         """The values of a question in which nothing is masked."""
         return np.zeros((0, *self.row), self.dtype)
 

@@ -117,7 +117,7 @@ def phase_needs_teacher(spec: ResolvedJobSpec, phase: Phase) -> bool:
             return spec.evaluation.enabled and (spec.evaluation.teacher_kl or spec.evaluation.baselines)
 
 
-def wanted(spec: ResolvedJobSpec) -> Want | None:
+def want_of(spec: ResolvedJobSpec) -> Want | None:
     """What a job's trainers ask of the teacher; None: nothing."""
     if not needs_teacher(spec.objective):
         return None

@@ -17,7 +17,7 @@ from tide_core.contracts.plan import (
     Placement,
     Plan,
 )
-from tide_core.contracts.teacher import wanted
+from tide_core.contracts.teacher import want_of
 from tide_core.planning.choosing import LARGEST_BATCH, choose, simulated
 from tide_core.planning.kinds import groups_of
 from tide_core.planning.noise import draw_sequences
@@ -63,7 +63,7 @@ def make_plan(
     student_shape = model_shape(student.fields, "student.model")
     teacher_shape = model_shape(teacher.fields, "teacher.model") if teacher is not None else None
     sizes = draw_sequences(spec, data)
-    step = Step(spec, sizes, student_shape, teacher_shape if wanted(spec) is not None else None)
+    step = Step(spec, sizes, student_shape, teacher_shape if want_of(spec) is not None else None)
     steps = total_steps(spec, data)
     is_too_large = is_simulated and step.batch > LARGEST_BATCH
     is_simulated = is_simulated and not is_too_large

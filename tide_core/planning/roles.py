@@ -16,7 +16,7 @@ from tide_core.contracts.objective import (
 )
 from tide_core.contracts.plan import DeviceKind, ProcessMemory, StepCost
 from tide_core.contracts.scores import Layout, TopKQuestion, Want, value_format
-from tide_core.contracts.teacher import wanted
+from tide_core.contracts.teacher import want_of
 from tide_core.planning import costs, memory, traffic
 from tide_core.planning.costs import Precision, Seconds, Work
 from tide_core.planning.noise import DrawnSequences
@@ -55,7 +55,7 @@ class Step:
     @property
     def want(self) -> Want | None:
         """What is asked of the teacher."""
-        return wanted(self.spec)
+        return want_of(self.spec)
 
     @property
     def row_bytes(self) -> int:

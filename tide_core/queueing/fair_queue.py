@@ -44,7 +44,7 @@ class Entry(Generic[Payload]):
 
 
 @dataclass(slots=True, eq=False)
-class _Job(Generic[Payload]):
+class _Account(Generic[Payload]):
     virtual_time: float
     tokens: int = 0
     waiting: dict[Hashable, deque[tuple[int, Entry[Payload]]]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class FairQueue(Generic[Payload]):
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        self._jobs: dict[str, _Job[Payload]] = {}
+        self._jobs: dict[str, _Account[Payload]] = {}
         self._now = 0.0
         self._tokens = 0
         self._arrivals = 0
@@ -89,7 +89,7 @@ class FairQueue(Generic[Payload]):
         if not entries:
             return
         tokens = sum(entry.tokens for entry in entries)
-        job = self._jobs.get(entries[0].job_id) or _Job(self._now)
+        job = self._jobs.get(entries[0].job_id) or _Account(self._now)
         if is_bounded and self._is_full_for(job, tokens):
             raise RetryableScoreError(
                 f"The teacher's queue is full ({self._tokens} of {self.max_tokens} tokens wait): try again.",
@@ -140,7 +140,7 @@ class FairQueue(Generic[Payload]):
         self._tokens = 0
         return entries
 
-    def _is_full_for(self, job: _Job[Payload], tokens: int) -> bool:
+    def _is_full_for(self, job: _Account[Payload], tokens: int) -> bool:
         if self._tokens + tokens <= self.max_tokens:
             return False
         active = self.jobs + (0 if job.waiting else 1)
@@ -148,7 +148,7 @@ class FairQueue(Generic[Payload]):
         is_single_giant = not job.waiting and tokens > self.max_tokens
         return not (is_within_own_part or is_single_giant)
 
-    def _serve(self, job: _Job[Payload], lane: Hashable, entry: Entry[Payload]) -> None:
+    def _serve(self, job: _Account[Payload], lane: Hashable, entry: Entry[Payload]) -> None:
         job.virtual_time += entry.tokens / entry.weight
         job.tokens -= entry.tokens
         self._tokens -= entry.tokens

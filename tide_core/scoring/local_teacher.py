@@ -128,7 +128,7 @@ class LocalTeacher:
     def _score(self, request: ScoreRequest) -> Values:
         samples = [sample for sample in samples_of(request) if sample.masked]
         if not samples:
-            return request.value_format(self._model.hidden_size).nothing()
+            return request.value_format(self._model.hidden_size).empty()
         inputs = forward_input(samples, self._model.mask_token_id, self._model.device)
         scored = score_samples(self._model, samples, inputs, self._slices, self._begins_pretoken)
         parts = scored.parts([values.cpu() for values in scored.on_host()])

@@ -27,7 +27,7 @@ from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import TIDAL_TERMS
 from tide_core.contracts.scores import ScoreResponse, Want
-from tide_core.contracts.teacher import TeacherLease, wanted
+from tide_core.contracts.teacher import TeacherLease, want_of
 from tide_core.data.batches import BatchPlan, micro_batches
 from tide_core.data.shards import PreparedDataset
 from tide_core.masks.block_attention import compact_length
@@ -93,7 +93,7 @@ def recipe_of_pair(
     if teacher_vocab is not None:
         shared = min(dataset.manifest.shared_vocab, student.vocab_size, teacher_vocab)
     begins = None
-    if wanted(spec) is Want.TARGET_AND_BOUNDARY:
+    if want_of(spec) is Want.TARGET_AND_BOUNDARY:
         begins = begins_pretoken(load_tokenizer(tokenizer), student.vocab_size)
     return recipe_for(spec, job_id=job_id, lease=lease, shared_vocab=shared, begins_pretoken=begins)
 

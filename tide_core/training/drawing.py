@@ -15,7 +15,7 @@ from tide_core.contracts.errors import AlignmentError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import CompDemoContext, Pipeline, temperatures
 from tide_core.contracts.scores import Layout, TopKQuestion, Want
-from tide_core.contracts.teacher import TeacherLease, wanted
+from tide_core.contracts.teacher import TeacherLease, want_of
 from tide_core.data.samples import PreparedSample
 from tide_core.masks.corruption import Corruption, corrupt, teacher_groups, teacher_groups_shared
 from tide_core.masks.streams import SampleKey
@@ -67,7 +67,7 @@ def recipe_for(
 ) -> BatchRecipe:
     """The recipe of a job; without a teacher term, nothing is asked and the masks are the same."""
     context = spec.teacher_context
-    want = wanted(spec)
+    want = want_of(spec)
     return BatchRecipe(
         seed=spec.seed,
         noise=noise_schedule(spec),

@@ -280,7 +280,7 @@ def _array(response: ScoreResponse | None, row_format: ValueFormat, expected: in
 
 def _values(response: ScoreResponse | None, row_format: ValueFormat, expected: int) -> Values | TensorValues:
     if response is None and expected == 0:
-        return row_format.nothing()
+        return row_format.empty()
     shape = (expected, *row_format.row)
     if response is None or response.values.shape != shape:
         found = None if response is None else response.values.shape

@@ -13,22 +13,22 @@ from typing import TypedDict
 
 from workers.demo.corpus import LICENCE, DocumentedFunction, documented_functions
 from workers.demo.splits import Split, split_of
-from workers.demo.tasks import Task, generate_tasks
+from workers.demo.tasks import GeneratedTask, generate_tasks
 
 
-class Message(TypedDict):
+class Turn(TypedDict):
     """One turn of a conversation."""
 
     role: str
     content: str
 
 
-class Row(TypedDict):
+class CorpusRow(TypedDict):
     """One line of a data file: `kind` names where it comes from, `exact` whether it has one right answer."""
 
     kind: str
     exact: bool
-    messages: list[Message]
+    messages: list[Turn]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class RowCounts:
     tasks: int
 
 
-def _row(kind: str, question: str, answer: str, *, exact: bool) -> Row:
-    messages: list[Message] = [
+def _row(kind: str, question: str, answer: str, *, exact: bool) -> CorpusRow:
+    messages: list[Turn] = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
     return {"kind": kind, "exact": exact, "messages": messages}
 
 
-def documentation_rows(functions: Iterable[DocumentedFunction], split: Split) -> list[Row]:
+def documentation_rows(functions: Iterable[DocumentedFunction], split: Split) -> list[CorpusRow]:
     """Two exercises for each documented function: signature to summary and summary to signature.
 
     The split is decided by the summary, not the name: an overriding method repeats its parent's docstring,
@@ -63,20 +63,20 @@ def documentation_rows(functions: Iterable[DocumentedFunction], split: Split) ->
     return rows
 
 
-def task_rows(split: Split, seed: int) -> Iterator[Row]:
+def task_rows(split: Split, seed: int) -> Iterator[CorpusRow]:
     """An endless stream of generated tasks of one split as conversations."""
     for task in generate_tasks(split, seed):
         yield task_row(task)
 
 
-def task_row(task: Task) -> Row:
+def task_row(task: GeneratedTask) -> CorpusRow:
     """A generated task as a conversation."""
     return _row(task.kind, task.question, task.answer, exact=True)
 
 
 def draw_rows(
     functions: Sequence[DocumentedFunction], split: Split, counts: RowCounts, seed: int
-) -> list[Row]:
+) -> list[CorpusRow]:
     """A fixed number of rows of a split, shuffled; the same for the same arguments.
 
     Args:
@@ -98,7 +98,7 @@ def draw_rows(
     return rows
 
 
-def _distinct(rows: Iterable[Row]) -> Iterator[Row]:
+def _distinct(rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
     seen: set[str] = set()
     for row in rows:
         question = row["messages"][0]["content"]
@@ -107,7 +107,7 @@ def _distinct(rows: Iterable[Row]) -> Iterator[Row]:
             yield row
 
 
-def content_hash(rows: Iterable[Row]) -> str:
+def content_hash(rows: Iterable[CorpusRow]) -> str:
     """Hash of the rows in their order (BLAKE2b, 16 bytes, hexadecimal)."""
     digest = hashlib.blake2b(digest_size=16)
     for row in rows:
@@ -145,7 +145,7 @@ def write_corpus(folder: Path, counts: dict[Split, RowCounts], seed: int) -> dic
     return manifest
 
 
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+def _write_rows(path: Path, rows: Iterable[CorpusRow]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
 

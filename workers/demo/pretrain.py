@@ -64,7 +64,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PretrainingSettings:
     """How a recipe trains."""
 
     batch_size: int = 64
@@ -77,13 +77,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PretrainingRecipe:
     """Everything that makes one of the shipped folders."""
 
     plan: VocabularyPlan
     build: Callable[[Tokenizer, VocabularyPlan, int], Decoder]
     stages: tuple[Stage, ...]
-    settings: Settings
+    settings: PretrainingSettings
 
 
 def _build_moe(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decoder:
@@ -95,18 +95,18 @@ def _build_dense(tokenizer: Tokenizer, plan: VocabularyPlan, seed: int) -> Decod
     return DenseDecoder.from_config(config, seed=seed)
 
 
-RECIPES: dict[str, Recipe] = {
-    "teacher_moe": Recipe(
+RECIPES: dict[str, PretrainingRecipe] = {
+    "teacher_moe": PretrainingRecipe(
         MOE_TEACHER,
         _build_moe,
         (Stage(causal_loss, 1500), Stage(bidirectional_loss, 3000)),
-        Settings(seed=11),
+        PretrainingSettings(seed=11),
     ),
-    "teacher_dense": Recipe(
+    "teacher_dense": PretrainingRecipe(
         DENSE_TEACHER,
         _build_dense,
         (Stage(causal_loss, 1200), Stage(staircase_loss, 2200)),
-        Settings(seed=12),
+        PretrainingSettings(seed=12),
     ),
 }
 
@@ -114,7 +114,7 @@ RECIPES: dict[str, Recipe] = {
 class Optimiser:
     """Muon for the matrices, AdamW for embeddings, head and norms; both follow one schedule."""
 
-    def __init__(self, model: Decoder, settings: Settings) -> None:
+    def __init__(self, model: Decoder, settings: PretrainingSettings) -> None:
         matrices = [p for p in model.layers.parameters() if p.requires_grad and p.ndim >= 2]
         taken = {id(parameter) for parameter in matrices}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
@@ -156,7 +156,7 @@ def _counter(counts: Tensor) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]]
     return count
 
 
-def schedule(step: int, total: int, settings: Settings) -> float:
+def schedule(step: int, total: int, settings: PretrainingSettings) -> float:
     """Linear warm-up, constant, then a linear fall to zero over the last part of the steps."""
     falling = settings.decay_share * total
     return min(1.0, (step + 1) / settings.warmup_steps, (total - step) / falling if falling else 1.0)
@@ -166,7 +166,7 @@ def pretrain(
     model: Decoder,
     stages: tuple[Stage, ...],
     stream: Iterator[Batch],
-    settings: Settings,
+    settings: PretrainingSettings,
     on_step: Callable[[int, int, float], None],
 ) -> list[list[float]]:
     """Train through all stages.
@@ -207,14 +207,14 @@ def pretrain(
 class Draft:
     """A recipe begun: fresh weights, its tokeniser, and batches without end."""
 
-    recipe: Recipe
+    recipe: PretrainingRecipe
     tokenizer: Tokenizer
     model: Decoder
     stream: Iterator[Batch]
     documents: int
 
 
-def begin(recipe: Recipe) -> Draft:
+def begin(recipe: PretrainingRecipe) -> Draft:
     """Train the recipe's tokeniser, draw its model, and open its stream of batches."""
     settings = recipe.settings
     functions = documented_functions()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from workers.demo.conversations import Row, documentation_rows, task_rows
+from workers.demo.conversations import CorpusRow, documentation_rows, task_rows
 from workers.demo.corpus import DocumentedFunction
 from workers.demo.vocabularies import VocabularyPlan
 
@@ -72,7 +72,7 @@ class RowEncoder:
         self._block_size = block_size
         self._max_length = max_length
 
-    def encode(self, row: Row, *, is_open: bool) -> Encoded | None:
+    def encode(self, row: CorpusRow, *, is_open: bool) -> Encoded | None:
         """Tokenise one row, or None when it is longer than the maximum.
 
         Args:
@@ -99,7 +99,9 @@ class RowEncoder:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def endless_rows(functions: Sequence[DocumentedFunction], *, task_share: float, seed: int) -> Iterator[Row]:
+def endless_rows(
+    functions: Sequence[DocumentedFunction], *, task_share: float, seed: int
+) -> Iterator[CorpusRow]:
     """Training rows without end: all documents in a fresh order each pass, tasks never twice on purpose."""
     draw = random.Random(f"pretraining/{seed}")
     documents = documentation_rows(functions, "train")
@@ -112,7 +114,7 @@ def endless_rows(functions: Sequence[DocumentedFunction], *, task_share: float, 
             yield row
 
 
-def batches(rows: Iterator[Row], encoder: RowEncoder, *, batch_size: int, seed: int) -> Iterator[Batch]:
+def batches(rows: Iterator[CorpusRow], encoder: RowEncoder, *, batch_size: int, seed: int) -> Iterator[Batch]:
     """Batches of similar lengths in random order; half the conversations open, half closed."""
     draw = random.Random(f"batches/{seed}")
     drawn = (encoder.encode(row, is_open=draw.random() < 0.5) for row in rows)

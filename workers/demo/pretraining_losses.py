@@ -45,7 +45,7 @@ def bidirectional_loss(model: Decoder, batch: Batch, draw: np.random.Generator) 
     is_masked, weights = _draw_masks(batch, draw)
     noised = ids.masked_fill(is_masked, model.mask_token_id)
     hidden = model(noised, bidirectional_mask(lengths, ids.shape[1]))
-    return _weighted(model, hidden[is_masked], ids[is_masked], weights[is_masked])
+    return _weigh_losses(model, hidden[is_masked], ids[is_masked], weights[is_masked])
 
 
 def staircase_loss(model: Decoder, batch: Batch, draw: np.random.Generator) -> Float[Tensor, ""]:
@@ -54,7 +54,7 @@ def staircase_loss(model: Decoder, batch: Batch, draw: np.random.Generator) -> F
     is_masked, weights = _draw_masks(batch, draw)
     layout = compact_layout(is_masked, lengths, BLOCK_SIZE)
     hidden = model(layout.input_ids(ids, model.mask_token_id), layout.attention_mask, layout.position_ids)
-    return _weighted(model, hidden.flatten(0, 1)[layout.masked_index], ids[is_masked], weights[is_masked])
+    return _weigh_losses(model, hidden.flatten(0, 1)[layout.masked_index], ids[is_masked], weights[is_masked])
 
 
 def _draw_masks(batch: Batch, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def _draw_masks(batch: Batch, draw: np.random.Generator) -> tuple[Tensor, Tensor
     return torch.from_numpy(is_masked), torch.from_numpy(weights)
 
 
-def _weighted(
+def _weigh_losses(
     model: Decoder,
     hidden: Float[Tensor, "masked hidden"],
     targets: Tensor,

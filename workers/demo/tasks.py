@@ -16,7 +16,7 @@ from workers.demo.splits import Split, split_of
 
 
 @dataclass(frozen=True)
-class Task:
+class GeneratedTask:
     """One question with its only right answer.
 
     Attributes:
@@ -30,23 +30,27 @@ class Task:
     answer: str
 
 
-def _sum(draw: random.Random) -> Task:
+def _sum(draw: random.Random) -> GeneratedTask:
     a, b = draw.randint(0, 99), draw.randint(0, 99)
     question = draw.choice(("What is {a} + {b}?", "Add {a} and {b}."))
-    return Task("sum", question.format(a=a, b=b), f"{a} + {b} = {a + b}")
+    return GeneratedTask("sum", question.format(a=a, b=b), f"{a} + {b} = {a + b}")
 
 
-def _difference(draw: random.Random) -> Task:
+def _difference(draw: random.Random) -> GeneratedTask:
     b, a = sorted((draw.randint(0, 99), draw.randint(0, 99)))
     question = draw.choice(("What is {a} - {b}?", "Subtract {b} from {a}."))
-    return Task("difference", question.format(a=a, b=b), f"{a} - {b} = {a - b}")
+    return GeneratedTask("difference", question.format(a=a, b=b), f"{a} - {b} = {a - b}")
 
 
-def _larger(draw: random.Random) -> Task:
+def _larger(draw: random.Random) -> GeneratedTask:
     a, b = draw.sample(range(100), 2)
     if draw.random() < 0.5:
-        return Task("larger", f"Which is larger, {a} or {b}?", f"{max(a, b)} is larger than {min(a, b)}.")
-    return Task("larger", f"Which is smaller, {a} or {b}?", f"{min(a, b)} is smaller than {max(a, b)}.")
+        return GeneratedTask(
+            "larger", f"Which is larger, {a} or {b}?", f"{max(a, b)} is larger than {min(a, b)}."
+        )
+    return GeneratedTask(
+        "larger", f"Which is smaller, {a} or {b}?", f"{min(a, b)} is smaller than {max(a, b)}."
+    )
 
 
 def _letters(draw: random.Random, low: int, high: int) -> list[str]:
@@ -57,31 +61,31 @@ def _digits(draw: random.Random, low: int, high: int) -> list[int]:
     return [draw.randint(0, 9) for _ in range(draw.randint(low, high))]
 
 
-def _reversal(draw: random.Random) -> Task:
+def _reversal(draw: random.Random) -> GeneratedTask:
     letters = _letters(draw, 3, 7)
     question = draw.choice(("Reverse: {x}", "Write {x} backwards."))
-    return Task("reversal", question.format(x=" ".join(letters)), " ".join(reversed(letters)))
+    return GeneratedTask("reversal", question.format(x=" ".join(letters)), " ".join(reversed(letters)))
 
 
-def _replacement(draw: random.Random) -> Task:
+def _replacement(draw: random.Random) -> GeneratedTask:
     old, new = draw.sample(string.ascii_lowercase[:10], 2)
     letters = draw.choices(string.ascii_lowercase[:10], k=draw.randint(3, 6))
     letters[draw.randrange(len(letters))] = old
     answer = " ".join(new if letter == old else letter for letter in letters)
-    return Task("replacement", f"Replace {old} by {new} in: {' '.join(letters)}", answer)
+    return GeneratedTask("replacement", f"Replace {old} by {new} in: {' '.join(letters)}", answer)
 
 
-def _count(draw: random.Random) -> Task:
+def _count(draw: random.Random) -> GeneratedTask:
     wanted, other, third = draw.sample(string.ascii_lowercase, 3)
     letters = draw.choices((wanted, other, third), weights=(2, 1, 1), k=draw.randint(3, 8))
-    return Task(
+    return GeneratedTask(
         "count",
         f"How often does {wanted} occur in {' '.join(letters)}?",
         f"{wanted} occurs {letters.count(wanted)} times.",
     )
 
 
-def _python_list(draw: random.Random) -> Task:
+def _python_list(draw: random.Random) -> GeneratedTask:
     values = _digits(draw, 3, 6)
     position = draw.randrange(len(values))
     expression, value = draw.choice(
@@ -97,17 +101,17 @@ def _python_list(draw: random.Random) -> Task:
             (f"[x + 1 for x in {values}]", [x + 1 for x in values]),
         )
     )
-    return Task("python", f"What does `{expression}` give in Python?", f"`{value}`")
+    return GeneratedTask("python", f"What does `{expression}` give in Python?", f"`{value}`")
 
 
-def _next_in_row(draw: random.Random) -> Task:
+def _next_in_row(draw: random.Random) -> GeneratedTask:
     start, step = draw.randint(0, 30), draw.randint(1, 9)
     row = [start + step * i for i in range(4)]
     answer = f"{start + 4 * step}, since each number adds {step}."
-    return Task("series", f"What comes next? {', '.join(map(str, row))}", answer)
+    return GeneratedTask("series", f"What comes next? {', '.join(map(str, row))}", answer)
 
 
-_GENERATORS: tuple[Callable[[random.Random], Task], ...] = (
+_GENERATORS: tuple[Callable[[random.Random], GeneratedTask], ...] = (
     _sum,
     _difference,
     _larger,
@@ -119,7 +123,7 @@ _GENERATORS: tuple[Callable[[random.Random], Task], ...] = (
 )
 
 
-def generate_tasks(split: Split, seed: int) -> Iterator[Task]:
+def generate_tasks(split: Split, seed: int) -> Iterator[GeneratedTask]:
     """An endless, deterministic stream of tasks of one split, all kinds equally often.
 
     Args:

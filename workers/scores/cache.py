@@ -91,7 +91,7 @@ class ScoreCache:
         except OSError:
             self._count(misses=1)
             return None
-        values = _decoded(content)
+        values = _decode(content)
         with suppress(OSError):
             if values is None:
                 path.unlink()
@@ -102,7 +102,7 @@ class ScoreCache:
 
     def put(self, key: str, values: Values) -> None:
         """Keep an array, if the disk lets it. One that is larger than the whole cache is not kept."""
-        content = _encoded(values)
+        content = _encode(values)
         if len(content) > self._max_bytes:
             return
         try:
@@ -163,7 +163,7 @@ class ScoreCache:
 
 
 @dataclass(slots=True, eq=False)
-class _Question:
+class _CutRequest:
     """A request, cut into what is known and what must be asked."""
 
     request: ScoreRequest
@@ -203,28 +203,28 @@ class CachingTransport:
         teacher = self.describe()
         if request.fingerprint not in (None, teacher.fingerprint):
             return self._inner.submit(request)  # which refuses it
-        question = self._looked_up(request, teacher)
+        question = self._look_up(request, teacher)
         if not question.missing:
-            question.future.set_result(_complete(question, teacher, None))
+            question.future.set_result(_join_parts(question, teacher, None))
             return question.future
         inner = self._inner.submit(_subset(request, question.missing))
         question.future.add_done_callback(lambda outer: inner.cancel() if outer.cancelled() else None)
-        inner.add_done_callback(lambda done: self._answered(question, teacher, done))
+        inner.add_done_callback(lambda done: self._pass_on(question, teacher, done))
         return question.future
 
     def close(self) -> None:
         """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
         self._inner.close()
 
-    def _looked_up(self, request: ScoreRequest, teacher: TeacherDescription) -> _Question:
+    def _look_up(self, request: ScoreRequest, teacher: TeacherDescription) -> _CutRequest:
         masked = request.masked_counts.tolist()
         keys = sample_keys(request, teacher.fingerprint)
-        nothing: Values = request.value_format(teacher.hidden_size).nothing()
+        nothing: Values = request.value_format(teacher.hidden_size).empty()
         parts = [self._cache.get(key) if rows else nothing for key, rows in zip(keys, masked, strict=True)]
-        return _Question(request, keys, parts, masked)
+        return _CutRequest(request, keys, parts, masked)
 
-    def _answered(
-        self, question: _Question, teacher: TeacherDescription, inner: Future[ScoreResponse]
+    def _pass_on(
+        self, question: _CutRequest, teacher: TeacherDescription, inner: Future[ScoreResponse]
     ) -> None:
         """Keep and pass on what the teacher answered; runs in the inner transport's thread."""
         if not question.future.set_running_or_notify_cancel():
@@ -238,13 +238,13 @@ class CachingTransport:
         if error is not None:
             question.future.set_exception(error)
             return
-        question.future.set_result(self._kept(question, teacher, inner.result()))
+        question.future.set_result(self._keep(question, teacher, inner.result()))
 
-    def _kept(
-        self, question: _Question, teacher: TeacherDescription, response: ScoreResponse
+    def _keep(
+        self, question: _CutRequest, teacher: TeacherDescription, response: ScoreResponse
     ) -> ScoreResponse:
         missing = question.missing
-        complete = _complete(question, teacher, response)
+        complete = _join_parts(question, teacher, response)
         for number in missing:
             part = question.parts[number]
             assert part is not None
@@ -282,8 +282,8 @@ def _subset(request: ScoreRequest, numbers: Sequence[int]) -> ScoreRequest:
     )
 
 
-def _complete(
-    question: _Question, teacher: TeacherDescription, response: ScoreResponse | None
+def _join_parts(
+    question: _CutRequest, teacher: TeacherDescription, response: ScoreResponse | None
 ) -> ScoreResponse:
     """Known and asked parts in the order of the request."""
     missing = question.missing
@@ -293,24 +293,24 @@ def _complete(
             question.parts[number] = response.array[end - question.masked[number] : end]
     parts = [part for part in question.parts if part is not None]
     found = sum(1 for rows in question.masked if rows) - len(missing)
-    values = _joined(parts)
+    values = _join_values(parts)
     if response is None:
         return ScoreResponse(values, teacher.fingerprint, teacher.tokenizer_fingerprint, cache_hits=found)
     return replace(response, values=values, cache_hits=response.cache_hits + found)
 
 
-def _joined(parts: Sequence[Values]) -> Values:
+def _join_values(parts: Sequence[Values]) -> Values:
     return np.concatenate(parts)  # type: ignore[return-value]
 
 
-def _encoded(values: Values) -> bytes:
+def _encode(values: Values) -> bytes:
     payload = np.ascontiguousarray(values).tobytes()
     width = values.shape[1] if values.ndim == 2 else 0
     head = _HEADER.pack(_MAGIC, _DTYPES.index(values.dtype), values.shape[0], width)
     return head + _checksum(head, payload) + payload
 
 
-def _decoded(content: bytes) -> Values | None:
+def _decode(content: bytes) -> Values | None:
     """The array, or None when the file is not whole."""
     start = _HEADER.size + _CHECKSUM_BYTES
     head, checksum, payload = content[: _HEADER.size], content[_HEADER.size : start], content[start:]

@@ -19,7 +19,7 @@ from tide_core.contracts.errors import TideError
 from tide_core.contracts.scores import ScoreResponse
 
 
-class Attempt(Protocol):
+class ScoreAttempt(Protocol):
     """A question that is under way."""
 
     def result(self, timeout: float) -> ScoreResponse:
@@ -32,7 +32,7 @@ class Attempt(Protocol):
 class Begin(Protocol):
     """Sends the question once more."""
 
-    def __call__(self) -> Attempt:
+    def __call__(self) -> ScoreAttempt:
         """The attempt, under way."""
 
 
@@ -77,12 +77,12 @@ class LatenessClock:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    attempt: Attempt
+    attempt: ScoreAttempt
     response: ScoreResponse | None = None
     error: BaseException | None = None
 
 
-def first_answer(begin: Begin, late_after: float, timeout: float) -> tuple[ScoreResponse, bool]:
+def ask_hedged(begin: Begin, late_after: float, timeout: float) -> tuple[ScoreResponse, bool]:
     """Ask; when late, ask again; give the first answer, and whether a second question was sent.
 
     An error of the first question before it is late is raised at once; later, only when both have failed. A
@@ -97,12 +97,12 @@ def first_answer(begin: Begin, late_after: float, timeout: float) -> tuple[Score
         TideError: what the last attempt raised.
     """
     outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
-    attempts = [_started(begin, timeout, outcomes)]
+    attempts = [_start_attempt(begin, timeout, outcomes)]
     try:
         outcome = outcomes.get(timeout=late_after)
     except queue.Empty:
         with suppress(TideError):
-            attempts.append(_started(begin, timeout, outcomes))
+            attempts.append(_start_attempt(begin, timeout, outcomes))
         outcome = outcomes.get()
         if outcome.error is not None and len(attempts) > 1:
             outcome = outcomes.get()
@@ -115,7 +115,7 @@ def first_answer(begin: Begin, late_after: float, timeout: float) -> tuple[Score
     return outcome.response, len(attempts) > 1
 
 
-def _started(begin: Begin, timeout: float, outcomes: queue.SimpleQueue[_Outcome]) -> Attempt:
+def _start_attempt(begin: Begin, timeout: float, outcomes: queue.SimpleQueue[_Outcome]) -> ScoreAttempt:
     attempt = begin()
 
     def wait() -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from tide_core.contracts.errors import RetryableScoreError
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
-from workers.scores.hedging import Attempt
+from workers.scores.hedging import ScoreAttempt
 from workers.scores.retrying import RetryingTransport, RetryPolicy
 from workers.teachers.engine import TeacherEngine
 
@@ -58,7 +58,7 @@ class _EngineAsker:
         self._lock = threading.Lock()
         self._waiting: set[Future[ScoreResponse]] = set()
 
-    def begin(self, request: ScoreRequest) -> Attempt:
+    def begin(self, request: ScoreRequest) -> ScoreAttempt:
         future = self._engine.submit(request)
         with self._lock:
             self._waiting.add(future)

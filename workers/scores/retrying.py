@@ -17,7 +17,7 @@ from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
 from tide_core.scoring.transport import check_response
-from workers.scores.hedging import Attempt, HedgePolicy, LatenessClock, first_answer
+from workers.scores.hedging import HedgePolicy, LatenessClock, ScoreAttempt, ask_hedged
 
 logger = structlog.get_logger(__name__)
 Answer = TypeVar("Answer")
@@ -43,7 +43,7 @@ class RetryPolicy:
 class Asker(Protocol):
     """The carrier. What fails raises a :class:`TideError`, a retryable one where trying again may help."""
 
-    def begin(self, request: ScoreRequest) -> Attempt:
+    def begin(self, request: ScoreRequest) -> ScoreAttempt:
         """Send the question."""
 
     def describe(self, timeout: float) -> TeacherDescription:
@@ -128,7 +128,7 @@ class RetryingTransport:
 
     def describe(self) -> TeacherDescription:
         """See :class:`~tide_core.scoring.transport.ScoreTransport`."""
-        description = self._tried(self._asker.describe)
+        description = self._retry(self._asker.describe)
         self._adopt(description.fingerprint)
         return description
 
@@ -163,24 +163,24 @@ class RetryingTransport:
     def _answer(self, future: Future[ScoreResponse], request: ScoreRequest) -> ScoreResponse:
         start = time.monotonic()
         question = replace(request, fingerprint=request.fingerprint or self._fingerprint)
-        response = self._tried(
-            lambda timeout: self._asked(question, timeout), is_wanted=lambda: not future.cancelled()
+        response = self._retry(
+            lambda timeout: self._ask_once(question, timeout), is_wanted=lambda: not future.cancelled()
         )
         check_response(question, response, question.fingerprint)
         self._adopt(response.fingerprint)
         check_response(question, response, self._fingerprint)
         with self._lock:
-            self._statistics = _counted(self._statistics, question, response, time.monotonic() - start)
+            self._statistics = _count_answer(self._statistics, question, response, time.monotonic() - start)
         return response
 
-    def _asked(self, question: ScoreRequest, timeout: float) -> ScoreResponse:
+    def _ask_once(self, question: ScoreRequest, timeout: float) -> ScoreResponse:
         """One try, hedged when it is late."""
         late_after = self._lateness.late_after() if self._lateness else None
         start = time.monotonic()
         if late_after is None or late_after >= timeout:
             response = self._asker.begin(question).result(timeout)
         else:
-            response, is_hedged = first_answer(lambda: self._asker.begin(question), late_after, timeout)
+            response, is_hedged = ask_hedged(lambda: self._asker.begin(question), late_after, timeout)
             with self._lock:
                 self._statistics = replace(self._statistics, hedges=self._statistics.hedges + is_hedged)
         if self._lateness is not None:
@@ -192,7 +192,7 @@ class RetryingTransport:
             if self._fingerprint is None:
                 self._fingerprint = fingerprint
 
-    def _tried(
+    def _retry(
         self, attempt: Callable[[float], Answer], *, is_wanted: Callable[[], bool] = lambda: True
     ) -> Answer:
         """Try until it works, fails for good, or the deadline passes."""
@@ -219,7 +219,7 @@ class RetryingTransport:
                 backoff = min(2 * backoff, self._policy.longest_backoff_seconds)
 
 
-def _counted(
+def _count_answer(
     before: TransportStatistics, request: ScoreRequest, response: ScoreResponse, seconds: float
 ) -> TransportStatistics:
     sent = request.token_ids.nbytes + request.offsets.nbytes + request.groups.nbytes

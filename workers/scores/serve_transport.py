@@ -11,7 +11,7 @@ from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription, TeacherLease
 from workers.ray_tensors import require_nixl
-from workers.scores.hedging import Attempt, HedgePolicy
+from workers.scores.hedging import HedgePolicy, ScoreAttempt
 from workers.scores.held_answers import read_held_answer
 from workers.scores.retrying import RetryingTransport, RetryPolicy
 from workers.teachers.holding import HeldAnswer
@@ -52,15 +52,15 @@ class _ServeAttempt:
     def __init__(self, asker: _ServeAsker, response: Any) -> None:
         self._asker = asker
         self._response = response
-        self._asked = time.monotonic()
+        self._asked_at = time.monotonic()
 
     def result(self, timeout: float) -> ScoreResponse:
         deadline = time.monotonic() + timeout
-        answer = self._asker.awaited(self._response, timeout)
+        answer = self._asker.wait_for(self._response, timeout)
         if isinstance(answer, TideError):
             raise answer
         if isinstance(answer, HeldAnswer):
-            return self._asker.read(answer, self._asked, deadline - time.monotonic())
+            return self._asker.read(answer, self._asked_at, deadline - time.monotonic())
         assert isinstance(answer, ScoreResponse)
         return answer
 
@@ -78,13 +78,13 @@ class _ServeAsker:
         self._lock = threading.Lock()
         self._waiting: set[Any] = set()
 
-    def begin(self, request: ScoreRequest) -> Attempt:
+    def begin(self, request: ScoreRequest) -> ScoreAttempt:
         if self._held_device is not None and request.want is Want.HIDDEN:
-            return _ServeAttempt(self, self._sent("score", request, True))
-        return _ServeAttempt(self, self._sent("score", request))
+            return _ServeAttempt(self, self._send("score", request, True))
+        return _ServeAttempt(self, self._send("score", request))
 
     def describe(self, timeout: float) -> TeacherDescription:
-        answer = self.awaited(self._sent("describe"), timeout)
+        answer = self.wait_for(self._send("describe"), timeout)
         assert isinstance(answer, TeacherDescription)
         return answer
 
@@ -94,7 +94,7 @@ class _ServeAsker:
         for response in waiting:
             response.cancel()
 
-    def awaited(self, response: Any, timeout: float) -> object:
+    def wait_for(self, response: Any, timeout: float) -> object:
         """What a call gave, errors in Tide's terms."""
         try:
             return response.result(timeout_s=timeout)
@@ -114,16 +114,16 @@ class _ServeAsker:
         except Exception as error:
             raise _as_tide_error(error, self._lease) from error
 
-    def _sent(self, method: str, *arguments: object) -> Any:
+    def _send(self, method: str, *arguments: object) -> Any:
         try:
-            response = getattr(self._found(), method).remote(*arguments)
+            response = getattr(self._find_handle(), method).remote(*arguments)
         except Exception as error:
             raise _as_tide_error(error, self._lease) from error
         with self._lock:
             self._waiting.add(response)
         return response
 
-    def _found(self) -> Any:
+    def _find_handle(self) -> Any:
         """The handle. It is looked for at each attempt until the application is there."""
         from ray import serve
 

@@ -17,7 +17,7 @@ from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, TeacherAttested
 from tide_core.contracts.scores import Want
-from tide_core.contracts.teacher import TeacherDescription, wanted
+from tide_core.contracts.teacher import TeacherDescription, want_of
 from tide_core.data.batches import training_plan
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.loading import lm_head_weight
@@ -218,6 +218,6 @@ def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> Te
 
 def _teacher_head(spec: ResolvedJobSpec, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """The frozen head that turns hidden states into logits, for a trainer that asks for them."""
-    if wanted(spec) is not Want.HIDDEN:
+    if want_of(spec) is not Want.HIDDEN:
         return None
     return lm_head_weight(materialise_model(spec.teacher.model, spec.teacher.revision), dtype).to(device)

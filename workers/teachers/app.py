@@ -73,7 +73,7 @@ class Teacher:
             loaded.engine,
             golden_requests(loaded.tokenizer),
             loaded.description.dtype,
-            on_result=self._meter.attested,
+            on_result=self._meter.count_attestation,
         )
         self._attestor.attest()
         self._load = LoadMeter()
@@ -103,7 +103,7 @@ class Teacher:
         require_nixl("the teacher's replica")
         response = await self._engine.score(request, is_held=True)
         values: Any = response.values
-        without = replace(response, values=request.value_format(values.shape[1]).nothing())
+        without = replace(response, values=request.value_format(values.shape[1]).empty())
         if not len(values):
             return without  # nothing was masked, and NIXL has no empty reads
         return await hold_answer(without, values, asked_at)

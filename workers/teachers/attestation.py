@@ -150,7 +150,7 @@ class Attestor:
             AttestationError: the teacher must not serve.
             ScoreError: it could not even answer.
         """
-        self._probes = self._asked()
+        self._probes = self._ask()
         for probe in self._probes:
             probe.exception(timeout)
         self._collect()
@@ -166,9 +166,9 @@ class Attestor:
             self._collect()
         self._raise_finding()
         if self._probes is None and self.clock() >= self._due:
-            self._probes = self._asked()
+            self._probes = self._ask()
 
-    def _asked(self) -> list[Future[ScoreResponse]]:
+    def _ask(self) -> list[Future[ScoreResponse]]:
         return [self.engine.submit(request, is_probe=True) for request in self.requests]
 
     def _collect(self) -> None:

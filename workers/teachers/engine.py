@@ -176,12 +176,14 @@ class TeacherEngine:
             request=request,
             future=Future(),
             submitted=time.monotonic(),
-            parts=[self._nothing(request, is_held=is_held) for _ in samples],
+            parts=[self._empty_values(request, is_held=is_held) for _ in samples],
             unanswered=0,
             is_held=is_held,
         )
         entries = [
-            self._entry(pending, number, sample) for number, sample in enumerate(samples) if sample.masked
+            self._make_entry(pending, number, sample)
+            for number, sample in enumerate(samples)
+            if sample.masked
         ]
         pending.unanswered = len(entries)
         with self._changed:
@@ -189,7 +191,7 @@ class TeacherEngine:
             try:
                 self._queue.push(entries, is_bounded=not is_probe)
             except RetryableScoreError:
-                self._recorder.refused()
+                self._recorder.count_refusal()
                 raise
             self._changed.notify()
         if not entries:
@@ -232,7 +234,7 @@ class TeacherEngine:
                 f"This replica is quarantined: {self._refusal}", code="replica_quarantined"
             )
 
-    def _entry(self, pending: _Pending, number: int, sample: Sample) -> Entry[_Part]:
+    def _make_entry(self, pending: _Pending, number: int, sample: Sample) -> Entry[_Part]:
         size = footprint(sample)
         return Entry(
             job_id=pending.request.job_id,
@@ -247,13 +249,13 @@ class TeacherEngine:
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
         self._streams.enter()
-        aloft: _Flight | None = None
-        while (batch := self._next(is_idle=aloft is None)) is not None:
-            aloft = self._advance(batch, aloft)
-        if aloft is not None:
-            self._land(aloft)
+        in_flight: _Flight | None = None
+        while (batch := self._take_batch(is_idle=in_flight is None)) is not None:
+            in_flight = self._advance(batch, in_flight)
+        if in_flight is not None:
+            self._land(in_flight)
 
-    def _next(self, *, is_idle: bool) -> list[Entry[_Part]] | None:
+    def _take_batch(self, *, is_idle: bool) -> list[Entry[_Part]] | None:
         """The next batch, None at the end; while a forward is under way, at once and perhaps empty."""
         with self._changed:
             if is_idle:
@@ -261,27 +263,27 @@ class TeacherEngine:
             if self._closed:
                 return None
             batch = self._queue.take(self.settings.max_batch_tokens) if self._queue.tokens else []
-        return [entry for entry in batch if self._starts(entry.payload.pending)]
+        return [entry for entry in batch if self._begin_request(entry.payload.pending)]
 
-    def _advance(self, batch: list[Entry[_Part]], aloft: _Flight | None) -> _Flight | None:
+    def _advance(self, batch: list[Entry[_Part]], in_flight: _Flight | None) -> _Flight | None:
         """Launch a batch, then wait for the one before it; what is still under way after both."""
         flight, error = None, None
         try:
-            flight = self._launched(batch) if batch else None
+            flight = self._launch(batch) if batch else None
         except Exception as failure:
             error = failure
-        if aloft is not None:
-            self._land(aloft)
+        if in_flight is not None:
+            self._land(in_flight)
         if error is not None:
             # The forward before it held memory too: what was alone may fit now.
-            self._halve(batch, error, may_repeat=aloft is not None)
+            self._halve(batch, error, may_repeat=in_flight is not None)
             return None
         if flight is not None and flight.landing.is_ready():
             self._land(flight)
             return None
         return flight
 
-    def _starts(self, pending: _Pending) -> bool:
+    def _begin_request(self, pending: _Pending) -> bool:
         """Whether a request is still wanted; from its first forward on it cannot be cancelled."""
         if pending.queue_seconds is None:
             if not pending.future.set_running_or_notify_cancel():
@@ -290,20 +292,20 @@ class TeacherEngine:
             pending.queue_seconds = time.monotonic() - pending.submitted
         return not pending.future.done()
 
-    def _launched(self, entries: list[Entry[_Part]]) -> _Flight:
+    def _launch(self, entries: list[Entry[_Part]]) -> _Flight:
         launched = time.monotonic()
         samples = [entry.payload.sample for entry in entries]
-        with self._streams.preparing():
+        with self._streams.prepare():
             inputs = forward_input(samples, self.model.mask_token_id, self._device)
         scored = score_samples(self.model, samples, inputs, self._slices, self._begins_pretoken)
-        return _Flight(entries, inputs, scored, self._streams.landing(scored.on_host()), launched)
+        return _Flight(entries, inputs, scored, self._streams.start_landing(scored.on_host()), launched)
 
     def _serve(self, entries: list[Entry[_Part]]) -> None:
         """Answer a batch with nothing else under way."""
         if not entries:
             return
         try:
-            flight = self._launched(entries)
+            flight = self._launch(entries)
         except Exception as error:
             self._halve(entries, error, may_repeat=False)
         else:
@@ -341,7 +343,7 @@ class TeacherEngine:
         tokens = sum(entry.tokens for entry in entries)
         padded = sum(entry.rows for entry in entries) * max(entry.length for entry in entries)
         with self._changed:
-            self._recorder.forward(
+            self._recorder.count_forward(
                 entries, padded=padded, budget=self.settings.max_batch_tokens, seconds=seconds
             )
         for entry, part in zip(entries, values, strict=True):
@@ -363,22 +365,22 @@ class TeacherEngine:
         except Exception as error:  # too little memory to join what is held on the device
             self._fail([entry], _as_score_error(error))
 
-    def _nothing(self, request: ScoreRequest, *, is_held: bool) -> Values | Tensor:
+    def _empty_values(self, request: ScoreRequest, *, is_held: bool) -> Values | Tensor:
         """The values of a sequence in which nothing is masked."""
         if is_held:
             return torch.empty(0, self.model.hidden_size, dtype=torch.bfloat16, device=self._device)
-        return request.value_format(self.model.hidden_size).nothing()
+        return request.value_format(self.model.hidden_size).empty()
 
-    def _joined(self, pending: _Pending) -> Values | Tensor:
+    def _join_values(self, pending: _Pending) -> Values | Tensor:
         """The values of several sequences, one after the other."""
         if not pending.is_held:
             return cast(Values, np.concatenate(cast(list[Values], pending.parts)))
-        return self._streams.joined(cast(list[Tensor], pending.parts))
+        return self._streams.join(cast(list[Tensor], pending.parts))
 
     def _finish(self, pending: _Pending) -> None:
-        values = self._joined(pending)
+        values = self._join_values(pending)
         with self._changed:
-            self._recorder.answered(pending.queue_seconds or 0.0)
+            self._recorder.count_answer(pending.queue_seconds or 0.0)
         pending.future.set_result(
             ScoreResponse(
                 values=values,
@@ -394,7 +396,7 @@ class TeacherEngine:
             if not pending.future.done():
                 pending.future.set_exception(error)
                 with self._changed:
-                    self._recorder.failed()
+                    self._recorder.count_failure()
 
 
 def _as_score_error(error: Exception) -> TideError:

@@ -56,7 +56,7 @@ class HeldAnswer:
         return str(self.reference[0].hex())
 
 
-class Shelf:
+class AnswerShelf:
     """References by key, each with the time until which it is held. Safe in several threads.
 
     Args:
@@ -90,7 +90,7 @@ class Shelf:
             self._held = {key: held for key, held in self._held.items() if held[0] > now}
 
 
-SHELF = Shelf()
+SHELF = AnswerShelf()
 """Of this process: a replica's actor has one."""
 
 

@@ -51,7 +51,7 @@ class TeacherMeter:
         """Record a metric of this pool."""
         self._sink.record(metric, value, *self._labels, *labels)
 
-    def attested(self, is_sound: bool) -> None:
+    def count_attestation(self, is_sound: bool) -> None:
         """The golden prompts were answered, well or not."""
         self._is_sound = is_sound
         self.count(TEACHER_METRICS.attestations, 1, "passed" if is_sound else "failed")
@@ -91,25 +91,27 @@ class MeteredRecorder(StatisticsRecorder):
         super().__init__()
         self._meter = meter
 
-    def answered(self, queue_seconds: float) -> None:
+    def count_answer(self, queue_seconds: float) -> None:
         """See `StatisticsRecorder`."""
-        super().answered(queue_seconds)
+        super().count_answer(queue_seconds)
         self._meter.count(TEACHER_METRICS.requests, 1, "answered")
         self._meter.count(TEACHER_METRICS.queue_delay, queue_seconds)
 
-    def refused(self) -> None:
+    def count_refusal(self) -> None:
         """See `StatisticsRecorder`."""
-        super().refused()
+        super().count_refusal()
         self._meter.count(TEACHER_METRICS.requests, 1, "refused")
 
-    def failed(self) -> None:
+    def count_failure(self) -> None:
         """See `StatisticsRecorder`."""
-        super().failed()
+        super().count_failure()
         self._meter.count(TEACHER_METRICS.requests, 1, "failed")
 
-    def forward(self, entries: Sequence[Entry[Any]], *, padded: int, budget: int, seconds: float) -> None:
+    def count_forward(
+        self, entries: Sequence[Entry[Any]], *, padded: int, budget: int, seconds: float
+    ) -> None:
         """See `StatisticsRecorder`."""
-        super().forward(entries, padded=padded, budget=budget, seconds=seconds)
+        super().count_forward(entries, padded=padded, budget=budget, seconds=seconds)
         content = sum(entry.tokens for entry in entries)
         self._meter.count(TEACHER_METRICS.tokens, content, "content")
         self._meter.count(TEACHER_METRICS.tokens, padded - content, "padding")

@@ -92,7 +92,7 @@ class QueueDelayPolicy:
         delays, shares = metrics.get(QUEUE_DELAY, {}), metrics.get(BUSY, {})
         if not running or len(delays) < running:
             return asked, {}  # a new replica has not said anything yet: wait for the whole picture
-        return wanted_replicas(
+        return decide_replicas(
             running,
             asked,
             delay_seconds=sum(delays.values()) / running,
@@ -101,7 +101,7 @@ class QueueDelayPolicy:
         ), {}
 
 
-def wanted_replicas(
+def decide_replicas(
     running: int, asked: int, *, delay_seconds: float, busy_replicas: float, target_seconds: float
 ) -> int:
     """The policy without Ray.

@@ -83,20 +83,22 @@ class StatisticsRecorder:
     def __post_init__(self) -> None:
         self.started = self.clock()
 
-    def answered(self, queue_seconds: float) -> None:
+    def count_answer(self, queue_seconds: float) -> None:
         """A request was answered after so long in the queue."""
         self.requests += 1
         self.queue_seconds += queue_seconds
 
-    def refused(self) -> None:
+    def count_refusal(self) -> None:
         """A request was turned away."""
         self.refusals += 1
 
-    def failed(self) -> None:
+    def count_failure(self) -> None:
         """A request ended in an error."""
         self.failures += 1
 
-    def forward(self, entries: Sequence[Entry[Any]], *, padded: int, budget: int, seconds: float) -> None:
+    def count_forward(
+        self, entries: Sequence[Entry[Any]], *, padded: int, budget: int, seconds: float
+    ) -> None:
         """A batch went through the model: so many tokens with padding, of so many that one may hold."""
         self.forwards += 1
         self.sequences += len(entries)

@@ -41,18 +41,18 @@ class Streams:
         """Called once by the thread that computes."""
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
+    def prepare(self) -> Iterator[None]:
         """Around the making of inputs. What is computed afterwards sees them whole.
 
         The inputs must be kept until the forward's :class:`Landing` was waited for.
         """
         yield
 
-    def landing(self, tensors: Sequence[Tensor]) -> Landing:
+    def start_landing(self, tensors: Sequence[Tensor]) -> Landing:
         """Begin to bring results of the computation to the host."""
         return Landing(tensors)
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Landed tensors one after the other in memory of their own, whole when this returns."""
         return torch.cat(list(parts))
 
@@ -73,14 +73,14 @@ class CudaStreams(Streams):
         torch.cuda.set_device(self._device)
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """See :meth:`Streams.preparing`: layouts ask the device for their sizes, on a stream without work."""
+    def prepare(self) -> Iterator[None]:
+        """See :meth:`Streams.prepare`: layouts ask the device for their sizes, on a stream without work."""
         with torch.cuda.stream(self._inputs):
             yield
         torch.cuda.current_stream(self._device).wait_stream(self._inputs)
 
-    def landing(self, tensors: Sequence[Tensor]) -> Landing:
-        """See :meth:`Streams.landing`."""
+    def start_landing(self, tensors: Sequence[Tensor]) -> Landing:
+        """See :meth:`Streams.start_landing`."""
         self._answers.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._answers):
             copies = [
@@ -93,8 +93,8 @@ class CudaStreams(Streams):
             done.record()
         return _CudaLanding(copies, tensors, done)
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Streams.joined`: not behind the next forward, which is launched already."""
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Streams.join`: not behind the next forward, which is launched already."""
         with torch.cuda.stream(self._answers):
             whole = torch.cat(list(parts))
         self._answers.synchronize()

@@ -142,7 +142,7 @@ def test_the_recipe_asks_for_what_the_terms_need() -> None:
         Pipeline.SHARED_TOKENIZER,
     )
     sparse = spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"top_k": 100})})
-    assert wanted(spec) is Want.HIDDEN
+    assert want_of(spec) is Want.HIDDEN
     recipe = recipe_for(sparse, job_id="job", lease=None, shared_vocab=60)
     assert recipe.top_k == TopKQuestion(60, 60, (2.0, 3.0))
     control = tiny_spec(Variant.NONE, Pipeline.SHARED_TOKENIZER)

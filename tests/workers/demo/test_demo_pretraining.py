@@ -10,7 +10,7 @@ from tide_core.models.dense import DenseDecoder
 from tide_core.models.teachers.llada2_moe import LLaDA2MoeModel
 from workers.demo.conversations import RowCounts, draw_rows, task_rows
 from workers.demo.muon import Muon, orthogonalise
-from workers.demo.pretrain import ExpertBalance, Settings, Stage, pretrain, schedule
+from workers.demo.pretrain import ExpertBalance, PretrainingSettings, Stage, pretrain, schedule
 from workers.demo.pretraining_data import Batch, RowEncoder, batches, collate
 from workers.demo.pretraining_losses import bidirectional_loss, causal_loss, staircase_loss
 from workers.demo.sizes import BLOCK_SIZE, DENSE_TEACHER_SIZE, dense_config, moe_config
@@ -126,11 +126,11 @@ def test_muon_treats_every_matrix_of_a_stack_alone() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
-    factors = [schedule(step, 100, Settings(warmup_steps=10)) for step in range(100)]
+    factors = [schedule(step, 100, PretrainingSettings(warmup_steps=10)) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[20] == 1.0
     assert factors[-1] == pytest.approx(1 / 40)
-    assert schedule(99, 100, Settings(decay_share=0.0)) == 1.0
+    assert schedule(99, 100, PretrainingSettings(decay_share=0.0)) == 1.0
     assert factors == sorted(factors[:50]) + sorted(factors[50:], reverse=True)
 
 
@@ -154,7 +154,7 @@ def test_a_model_learns(dense: DenseDecoder, encoder: RowEncoder) -> None:
     model = DenseDecoder.from_config(dense.config, seed=1)
     stream = batches(task_rows("train", 3), encoder, batch_size=16, seed=3)
     seen: list[tuple[int, int]] = []
-    settings = Settings(batch_size=16, warmup_steps=5)
+    settings = PretrainingSettings(batch_size=16, warmup_steps=5)
     stages = (Stage(causal_loss, 30), Stage(staircase_loss, 10))
     record = pretrain(model, stages, stream, settings, lambda step, total, loss: seen.append((step, total)))
     assert seen[0] == (1, 40)

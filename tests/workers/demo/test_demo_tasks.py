@@ -7,10 +7,10 @@ from itertools import islice
 import pytest
 
 from workers.demo.splits import SPLITS, split_of
-from workers.demo.tasks import Task, generate_tasks
+from workers.demo.tasks import GeneratedTask, generate_tasks
 
 
-def tasks(split: str, count: int = 800) -> list[Task]:
+def tasks(split: str, count: int = 800) -> list[GeneratedTask]:
     return list(islice(generate_tasks(split, seed=5), count))
 
 
@@ -18,7 +18,7 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in re.findall(r"\d+", text)]
 
 
-def expected(task: Task) -> str:
+def expected(task: GeneratedTask) -> str:
     """The right answer by another way than the generator's: read from the question alone."""
     question = task.question
     match task.kind:

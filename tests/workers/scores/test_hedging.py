@@ -12,7 +12,7 @@ import pytest
 from tide_core.contracts.errors import RetryableScoreError, ScoreError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TeacherDescription, TeacherLease
-from workers.scores.hedging import Attempt, HedgePolicy, LatenessClock, first_answer
+from workers.scores.hedging import HedgePolicy, LatenessClock, ScoreAttempt, ask_hedged
 from workers.scores.retrying import RetryingTransport, RetryPolicy
 from workers.scores.serve_transport import ServeTransport
 
@@ -49,7 +49,7 @@ class Held:
         self.may_end.set()
 
 
-def in_order(*attempts: Held) -> Callable[[], Attempt]:
+def in_order(*attempts: Held) -> Callable[[], ScoreAttempt]:
     left = list(attempts)
     return lambda: left.pop(0)
 
@@ -61,13 +61,13 @@ def ended(number: int, error: Exception | None = None) -> Held:
 
 
 def test_a_quick_answer_is_asked_for_once() -> None:
-    response, is_hedged = first_answer(in_order(ended(1)), late_after=5.0, timeout=10.0)
+    response, is_hedged = ask_hedged(in_order(ended(1)), late_after=5.0, timeout=10.0)
     assert (response.values[0], is_hedged) == (1.0, False)
 
 
 def test_a_late_one_is_overtaken_and_cancelled() -> None:
     straggler = Held(1)
-    response, is_hedged = first_answer(in_order(straggler, ended(2)), late_after=0.01, timeout=10.0)
+    response, is_hedged = ask_hedged(in_order(straggler, ended(2)), late_after=0.01, timeout=10.0)
     assert (response.values[0], is_hedged) == (2.0, True)
     assert straggler.cancelled.is_set()
 
@@ -75,7 +75,7 @@ def test_a_late_one_is_overtaken_and_cancelled() -> None:
 def test_a_late_one_may_still_win() -> None:
     first, second = Held(1), Held(2)
 
-    def begin() -> Attempt:
+    def begin() -> ScoreAttempt:
         if not begun:
             begun.append(first)
         else:
@@ -84,21 +84,21 @@ def test_a_late_one_may_still_win() -> None:
         return begun[-1]
 
     begun: list[Held] = []
-    response, is_hedged = first_answer(begin, late_after=0.01, timeout=10.0)
+    response, is_hedged = ask_hedged(begin, late_after=0.01, timeout=10.0)
     assert (response.values[0], is_hedged) == (1.0, True)
     assert second.cancelled.is_set()
 
 
 def test_an_error_in_time_is_raised_without_a_second_question() -> None:
     with pytest.raises(RetryableScoreError, match="busy"):
-        first_answer(in_order(ended(1, RetryableScoreError("busy"))), late_after=5.0, timeout=10.0)
+        ask_hedged(in_order(ended(1, RetryableScoreError("busy"))), late_after=5.0, timeout=10.0)
 
 
 def test_after_a_failure_the_other_attempt_decides() -> None:
     first, second = Held(1), Held(2, RetryableScoreError("died"))
     threading.Timer(0.05, second.may_end.set).start()
     threading.Timer(0.15, first.may_end.set).start()
-    response, is_hedged = first_answer(in_order(first, second), late_after=0.01, timeout=10.0)
+    response, is_hedged = ask_hedged(in_order(first, second), late_after=0.01, timeout=10.0)
     assert (response.values[0], is_hedged) == (1.0, True)
 
 
@@ -107,26 +107,26 @@ def test_when_both_fail_an_error_is_raised() -> None:
     threading.Timer(0.05, first.may_end.set).start()
     threading.Timer(0.15, second.may_end.set).start()
     with pytest.raises(RetryableScoreError, match="second"):
-        first_answer(in_order(first, second), late_after=0.01, timeout=10.0)
+        ask_hedged(in_order(first, second), late_after=0.01, timeout=10.0)
 
 
 @pytest.mark.parametrize("error", [None, RetryableScoreError("died")])
 def test_a_second_question_that_cannot_be_sent_leaves_the_first(error: Exception | None) -> None:
     first = Held(1, error)
-    attempts: list[Attempt] = [first]
+    attempts: list[ScoreAttempt] = [first]
 
-    def begin() -> Attempt:
+    def begin() -> ScoreAttempt:
         if not attempts:
             raise RetryableScoreError("no replica takes it")
         return attempts.pop()
 
     threading.Timer(0.05, first.may_end.set).start()
     if error is None:
-        response, is_hedged = first_answer(begin, late_after=0.01, timeout=10.0)
+        response, is_hedged = ask_hedged(begin, late_after=0.01, timeout=10.0)
         assert (response.values[0], is_hedged) == (1.0, False)
     else:
         with pytest.raises(RetryableScoreError, match="died"):
-            first_answer(begin, late_after=0.01, timeout=10.0)
+            ask_hedged(begin, late_after=0.01, timeout=10.0)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ class TwoReplicas:
         self.slow, self.begun = slow, 0
         self.straggler = Held(-1)
 
-    def begin(self, request: ScoreRequest) -> Attempt:
+    def begin(self, request: ScoreRequest) -> ScoreAttempt:
         self.begun += 1
         return self.straggler if self.begun == self.slow else ended(self.begun)
 

@@ -23,7 +23,7 @@ from workers.scores.held_answers import read_held_answer
 from workers.scores.retrying import RetryPolicy
 from workers.scores.serve_transport import ServeTransport
 from workers.teachers import app, holding
-from workers.teachers.holding import HOLD_SECONDS, HeldAnswer, Shelf
+from workers.teachers.holding import HOLD_SECONDS, AnswerShelf, HeldAnswer
 
 WIDTH = 4
 NOTHING = ScoreResponse(np.zeros((0, WIDTH), np.uint16), "weights", "tokenizer", compute_seconds=0.5)
@@ -55,7 +55,7 @@ def has_states(response: ScoreResponse) -> bool:
 
 def test_a_shelf_lets_go_when_told_or_when_nobody_comes() -> None:
     now = [0.0]
-    shelf = Shelf(lambda: now[0])
+    shelf = AnswerShelf(lambda: now[0])
     shelf.hold("first", object(), seconds=10.0)
     now[0] = 5.0
     shelf.hold("second", object(), seconds=10.0)

@@ -55,18 +55,18 @@ class LateStreams(Streams):
         self.is_broken = self.is_full = False
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
+    def prepare(self) -> Iterator[None]:
         self.journal.append("prepare")
         yield
 
-    def landing(self, tensors: Sequence[Tensor]) -> Landing:
+    def start_landing(self, tensors: Sequence[Tensor]) -> Landing:
         error, self.error = self.error, None
         return LateLanding(tensors, self.journal, error)
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         if self.is_full:
             raise torch.OutOfMemoryError("no room to join")
-        return super().joined(parts)
+        return super().join(parts)
 
     def settle(self) -> None:
         self.journal.append("settle")

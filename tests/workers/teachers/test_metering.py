@@ -107,10 +107,10 @@ def test_a_jobs_series_follows_its_last_minute_and_ends_with_it(
 
 
 def test_attestations_are_counted_and_their_result_stays_known(bench: Bench) -> None:
-    bench.meter.attested(True)
+    bench.meter.count_attestation(True)
     assert bench.publish_at(1.0) == {}
     assert bench.sink.values[TEACHER_METRICS.is_sound.name, *POOL] == 1
-    bench.meter.attested(False)
+    bench.meter.count_attestation(False)
     bench.publish_at(2.0)
     assert bench.sink.values[TEACHER_METRICS.is_sound.name, *POOL] == 0
     assert bench.sink.totals[TEACHER_METRICS.attestations.name, *POOL, "passed"] == 1

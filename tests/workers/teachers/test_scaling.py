@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tide_core.contracts.serving import TEACHERS
-from workers.teachers.scaling import BUSY, QUEUE_DELAY, LoadMeter, QueueDelayPolicy, wanted_replicas
+from workers.teachers.scaling import BUSY, QUEUE_DELAY, LoadMeter, QueueDelayPolicy, decide_replicas
 
 
 @dataclass
@@ -68,7 +68,7 @@ class TestLoadMeter:
 )
 def test_how_many_are_wanted(running: int, asked: int, delay: float, busy: float, wanted: int) -> None:
     assert (
-        wanted_replicas(running, asked, delay_seconds=delay, busy_replicas=busy, target_seconds=0.5) == wanted
+        decide_replicas(running, asked, delay_seconds=delay, busy_replicas=busy, target_seconds=0.5) == wanted
     )
 
 

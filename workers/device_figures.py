@@ -48,7 +48,7 @@ class _Stopwatch:
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class _KernelSizes:
     """Of the kernels timed: large enough to keep the device busy, small enough to end soon.
 
     Attributes:
@@ -63,8 +63,8 @@ class _Sizes:
     hidden: int
 
 
-_CPU_SIZES = _Sizes(matrix=1024, copied=2**25, tokens=2048, hidden=256)
-_GPU_SIZES = _Sizes(matrix=8192, copied=2**30, tokens=16384, hidden=2048)
+_CPU_SIZES = _KernelSizes(matrix=1024, copied=2**25, tokens=2048, hidden=256)
+_GPU_SIZES = _KernelSizes(matrix=8192, copied=2**30, tokens=16384, hidden=2048)
 _LINK_BYTES = 2**26
 _TILE = (512, 512)
 """Rows and ids of a CPU's tile: as a teacher's readout, and as many as one of the losses'."""
@@ -88,12 +88,12 @@ def measure_device(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        return _measured(_Stopwatch(device, clock))
+        return _measure_kind(_Stopwatch(device, clock))
     finally:
         torch.set_num_threads(before)
 
 
-def _measured(watch: _Stopwatch) -> DeviceKind:
+def _measure_kind(watch: _Stopwatch) -> DeviceKind:
     device = watch.device
     is_gpu = device.type == "cuda"
     sizes = _GPU_SIZES if is_gpu else _CPU_SIZES
@@ -127,7 +127,7 @@ def _copy_bandwidth(watch: _Stopwatch, numbers: int) -> float:
     return 2.0 * 4 * numbers / watch.seconds(lambda: target.copy_(source))
 
 
-def _decoder_flops(watch: _Stopwatch, dtype: torch.dtype, sizes: _Sizes) -> float:
+def _decoder_flops(watch: _Stopwatch, dtype: torch.dtype, sizes: _KernelSizes) -> float:
     """Speed of the products of a gated feed-forward: up to four times the width, and down."""
     tokens, hidden, inner = sizes.tokens, sizes.hidden, 4 * sizes.hidden
     states = torch.ones(tokens, hidden, dtype=dtype, device=watch.device)
@@ -143,7 +143,7 @@ def _decoder_flops(watch: _Stopwatch, dtype: torch.dtype, sizes: _Sizes) -> floa
     return 2.0 * tokens * hidden * 3 * inner / watch.seconds(products)
 
 
-def _gate_bandwidth(watch: _Stopwatch, dtype: torch.dtype, sizes: _Sizes) -> float:
+def _gate_bandwidth(watch: _Stopwatch, dtype: torch.dtype, sizes: _KernelSizes) -> float:
     """Bytes a second through the gate's element-wise kernels: five numbers for each of its width."""
     inner = 4 * sizes.hidden
     gate, up = (torch.ones(sizes.tokens, inner, dtype=dtype, device=watch.device) for _ in range(2))

@@ -11,15 +11,15 @@ import typer
 from typer.testing import CliRunner, Result
 
 from tide_core.contracts.plan import Cluster
-from workers import commands, measuring
-from workers.measuring import measure_device
+from workers import commands, device_figures
+from workers.device_figures import measure_device
 
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = measuring._Sizes(matrix=256, copied=2**20, tokens=256, hidden=64)
-    monkeypatch.setattr(measuring, "_CPU_SIZES", sizes)
-    monkeypatch.setattr(measuring, "_LINK_BYTES", 2**22)
+    sizes = device_figures._KernelSizes(matrix=256, copied=2**20, tokens=256, hidden=64)
+    monkeypatch.setattr(device_figures, "_CPU_SIZES", sizes)
+    monkeypatch.setattr(device_figures, "_LINK_BYTES", 2**22)
 
 
 def run(*words: str) -> Result:
