@@ -1,33 +1,36 @@
-"""The report of a job: figures of every model, sizes and speeds; per-sequence values in a file beside it."""
+"""The report of a job: figures of every model, sizes and speeds; per-item values in a file beside it.
+
+In: what the evaluators found, and the manifest. Out: `report.json` and `sequences.npz`.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tide_core.contracts.reporting import AttemptBrief
-from workers.evaluation.exact_match import Matches, Task, match_figures
-from workers.evaluation.held_out import HeldOutSet
-from workers.evaluation.tally import Tally
+from tide_core.evaluation.evaluator import Findings
 from workers.storage import exists, read_bytes, write_bytes
 
 
 def build_report(
-    brief: AttemptBrief,
-    held_out: HeldOutSet,
-    tallies: Mapping[str, Tally],
-    matches: Mapping[str, Matches],
-    tasks: Sequence[Task],
-    sizes: Mapping[str, Any],
+    brief: AttemptBrief, findings: Mapping[str, Findings], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The report as JSON values: `models` maps each model to its figures."""
-    models: dict[str, dict[str, Any]] = {name: dict(tally.figures()) for name, tally in tallies.items()}
-    for name, found in matches.items():
-        models.setdefault(name, {})["exact_match"] = match_figures(tasks, found)
+    """The report as JSON values: `models` maps each model to its figures.
+
+    Args:
+        brief: the attempt.
+        findings: by the evaluator's name.
+        sizes: of the models and the data.
+    """
+    models: dict[str, dict[str, Any]] = {}
+    for found in findings.values():
+        for name, figures in found.figures.items():
+            models.setdefault(name, {}).update(figures)
     spec = brief.spec
     return {
         "object": "report",
@@ -35,16 +38,11 @@ def build_report(
         "variant": spec.variant.value if spec.variant else None,
         "pipeline": spec.pipeline,
         "seed": spec.seed,
-        "held_out": {
-            "sequences": len(held_out.samples),
-            "timesteps": held_out.noise.count,
-            "content_bytes": float(held_out.content_bytes.sum()),
-        },
         "models": models,
         "sequences": brief.folder.sequences,
         "sizes": dict(sizes),
         "speeds": training_facts(brief).get("speeds", {}),
-    }
+    } | {name: dict(found.facts) for name, found in findings.items() if found.facts}
 
 
 def training_facts(brief: AttemptBrief) -> dict[str, Any]:
@@ -56,15 +54,14 @@ def training_facts(brief: AttemptBrief) -> dict[str, Any]:
     return facts
 
 
-def write_report(
-    brief: AttemptBrief,
-    report: Mapping[str, Any],
-    tallies: Mapping[str, Tally],
-    matches: Mapping[str, Matches],
-) -> None:
-    """Write the per-sequence values, then the report."""
-    arrays = {f"{name}/{column}": v for name, tally in tallies.items() for column, v in tally.columns.items()}
-    arrays |= {f"{name}/exact_match": np.array(m.is_match, dtype=np.float64) for name, m in matches.items()}
+def write_report(brief: AttemptBrief, report: Mapping[str, Any], findings: Mapping[str, Findings]) -> None:
+    """Write the per-item values, arrays `<model>/<column>`, then the report."""
+    arrays = {
+        f"{model}/{column}": values
+        for found in findings.values()
+        for model, columns in found.columns.items()
+        for column, values in columns.items()
+    }
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
     write_bytes(brief.folder.sequences, packed.getvalue())

@@ -20,6 +20,9 @@ from tide_core.contracts.scores import Want
 from tide_core.contracts.teacher import TeacherDescription, want_of
 from tide_core.data.batches import training_plan
 from tide_core.data.shards import PreparedDataset
+from tide_core.evaluation.evaluator import STUDENT, name_measures
+from tide_core.evaluation.held_out import measure, with_nelbo
+from tide_core.evaluation.held_out_set import held_out_set
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.scoring.transport import ScoreTransport
@@ -29,7 +32,6 @@ from tide_core.training.distiller import Distillation, recipe_of_pair
 from tide_core.training.precision import autocast_dtype
 from tide_core.training.sharding import gather_student, shard
 from workers.cluster import worker_threads
-from workers.evaluation.held_out import held_out_set, measure
 from workers.preparation.location import open_prepared
 from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import Reporter
@@ -199,9 +201,8 @@ def _probe(
     held_out = held_out_set(spec, samples, tokenizer, student.mask_token_id)
 
     def probe(model: BlockDiffusionStudent) -> dict[str, float]:
-        figures = measure(held_out, {"student": model}, None)["student"].figures()
-        named = {f"held_out/{name}": value for name, value in figures.items()}
-        return named | {"held_out/nelbo": figures["nelbo_per_token"]}
+        figures = measure(held_out, {STUDENT: model}, None)[STUDENT].figures()
+        return name_measures(with_nelbo(figures))
 
     return probe
 

@@ -15,13 +15,15 @@ from tests.support.tiny_runs import BLOCK, MASK, Bench, make_bench, tiny_samples
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import Layout
 from tide_core.data.samples import PreparedSample
+from tide_core.evaluation.comparisons import bernoulli_divergence, divergences, read_targets
+from tide_core.evaluation.held_out import measure
+from tide_core.evaluation.held_out_set import HeldOutSet, is_content
+from tide_core.evaluation.noise import EvaluationNoise
+from tide_core.evaluation.tally import Column, Tally
+from tide_core.evaluation.teacher_access import TeacherAccess
 from tide_core.masks.block_attention import full_layout
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.schedules.noise import CosineNoise, LinearNoise
-from workers.evaluation.held_out import HeldOutSet, TeacherAccess, is_content, measure
-from workers.evaluation.noise import EvaluationNoise
-from workers.evaluation.readout import bernoulli_divergence, divergences, read_targets
-from workers.evaluation.tally import Tally
 
 A, B = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 
@@ -69,7 +71,7 @@ def test_the_students_figures_are_those_of_a_slow_loop(bench: Bench, pipeline: P
     nll, content, hits, asked = 0.0, 0.0, 0, 0
     for sample in data.samples:
         for stratum, t in enumerate(data.noise.timesteps(sample.sample_index)):
-            mask = data.noise.corrupted(sample, stratum, float(t), by_chunk=False).is_masked
+            mask = data.noise.draw_mask(sample, stratum, float(t), by_chunk=False).is_masked
             if not mask.any():
                 continue
             table = log_probs_alone(student, sample, mask)
@@ -106,7 +108,7 @@ def test_shared_pipeline_teacher_and_divergences(bench: Bench) -> None:
     compared = 0
     for sample in data.samples:
         for stratum, t in enumerate(data.noise.timesteps(sample.sample_index)):
-            mask = data.noise.corrupted(sample, stratum, float(t), by_chunk=False).is_masked
+            mask = data.noise.draw_mask(sample, stratum, float(t), by_chunk=False).is_masked
             ours = {int(p): row for row, p in enumerate(np.flatnonzero(mask))}
             aligned = [p for p in ours if sample.teacher_positions[p] >= 0]
             if not aligned:
@@ -153,7 +155,7 @@ def test_cross_pipeline_compares_chunks(bench: Bench) -> None:
     compared = 0
     for sample in data.samples:
         for stratum, t in enumerate(data.noise.timesteps(sample.sample_index)):
-            drawn = data.noise.corrupted(sample, stratum, float(t), by_chunk=True)
+            drawn = data.noise.draw_mask(sample, stratum, float(t), by_chunk=True)
             chunks = np.flatnonzero(drawn.is_active_chunk)
             if not chunks.size:
                 continue
@@ -206,7 +208,7 @@ def test_the_share_of_masked_tokens_follows_the_schedule() -> None:
     none, ones = np.full(20000, -1, np.int32), np.ones(20000, np.int32)
     wide = replace(sample, student_ids=ones, labels=ones, student_chunk_ids=none)
     for schedule in (LinearNoise(), CosineNoise()):
-        drawn = EvaluationNoise(schedule, 1e-3, 4).corrupted(wide, 2, 0.3, by_chunk=False)
+        drawn = EvaluationNoise(schedule, 1e-3, 4).draw_mask(wide, 2, 0.3, by_chunk=False)
         assert drawn.is_masked.mean() == pytest.approx(1 - schedule.alpha(0.3), abs=0.01)
         assert drawn.t == 0.3
 
@@ -237,8 +239,8 @@ def test_a_model_does_not_diverge_from_itself() -> None:
 
 def test_ratios_without_a_denominator_are_left_out() -> None:
     tally = Tally(2)
-    tally.set("tokens", np.zeros(2))
-    tally.add("nll", np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0]))
+    tally.set(Column.TOKENS, np.zeros(2))
+    tally.add(Column.NLL, np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0]))
     assert tally.figures() == {}
     assert tally.columns["nll"].tolist() == [1.0, 5.0]
 

@@ -14,9 +14,9 @@ from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource, ExactMatchTask
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
-from workers.evaluation.exact_match import Matches, compared, match_figures, read_tasks
-from workers.evaluation.held_out import TeacherAccess
-from workers.evaluation.teacher_sampling import sample_teacher
+from tide_core.evaluation.exact_match import Matches, compare_answers, match_figures, read_tasks
+from tide_core.evaluation.teacher_access import TeacherAccess
+from tide_core.evaluation.teacher_sampling import sample_teacher
 
 VOCAB, EOS, MASK = 12, 11, 10
 
@@ -98,7 +98,7 @@ def test_tasks_are_read_with_their_groups(write_lines: Callable[..., Path]) -> N
     tasks = read_tasks(spec)
     assert [task.reference for task in tasks] == ["2", "6", "3"]
     assert [message.content for message in tasks[0].prompt] == ["1+1"]
-    matches = compared(tasks, [" 2\n", "7", "3"])
+    matches = compare_answers(tasks, [" 2\n", "7", "3"])
     assert matches == Matches((True, False, True), (" 2\n", "7", "3"))
     assert match_figures(tasks, matches) == {
         "rate": pytest.approx(2 / 3),

@@ -13,7 +13,7 @@ SLICE_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
-class Readout:
+class TargetReading:
     """What a model says at masked positions.
 
     Attributes:
@@ -30,7 +30,7 @@ def read_targets(
     hidden: Float[Tensor, "masked hidden"],
     head: Float[Tensor, "vocab hidden"],
     target_ids: Int[Tensor, " masked"],
-) -> Readout:
+) -> TargetReading:
     """Log-probability of each clean token, and whether it is the model's first choice."""
     log_probs, hits = [], []
     for rows in _row_slices(hidden.shape[0], head.shape[0]):
@@ -38,7 +38,7 @@ def read_targets(
         chosen = logits.gather(1, target_ids[rows, None])[:, 0]
         log_probs.append(chosen - logits.logsumexp(dim=1))
         hits.append(logits.argmax(dim=1) == target_ids[rows])
-    return Readout(
+    return TargetReading(
         torch.cat([*log_probs, torch.zeros(0, device=hidden.device)]),
         torch.cat([*hits, torch.zeros(0, dtype=torch.bool, device=hidden.device)]),
     )

@@ -71,22 +71,22 @@ class EvaluationNoise:
         """
         for number, sample in enumerate(samples):
             for stratum, t in enumerate(self.timesteps(sample.sample_index)):
-                corruption = self.corrupted(sample, stratum, float(t), by_chunk=by_chunk)
+                corruption = self.draw_mask(sample, stratum, float(t), by_chunk=by_chunk)
                 if corruption.is_masked.any():
                     weight = float(self.schedule.weight(float(t))) / self.count
                     yield Question(number, sample, corruption, weight)
 
-    def corrupted(self, sample: PreparedSample, stratum: int, t: float, *, by_chunk: bool) -> Corruption:
+    def draw_mask(self, sample: PreparedSample, stratum: int, t: float, *, by_chunk: bool) -> Corruption:
         """The mask of a sequence at a timestep."""
         drawn = corrupt(
             sample.labels,
             sample.student_chunk_ids if by_chunk else None,
             key=SampleKey(EVALUATION_SEED, stratum, sample.sample_index),
-            noise=self.frozen(t),
+            noise=self.hold_at(t),
         )
         return replace(drawn, t=t)
 
-    def frozen(self, t: float) -> NoiseSchedule:
+    def hold_at(self, t: float) -> NoiseSchedule:
         """The schedule held at one timestep, which is then not drawn but given."""
         return FrozenNoise(self.schedule, t)
 

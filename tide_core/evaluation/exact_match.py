@@ -1,4 +1,7 @@
-"""Exact match: prompts whose sampled answer must equal the reference, in all and by group."""
+"""Exact match: prompts whose sampled answer must equal the reference, in all and by group.
+
+In: a scene, and the source of prompts that the spec names. Out: rates of each model, and a flag a prompt.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from tide_core.checkpoints.special_tokens import find_special_tokens
 from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import DataError
-from tide_core.contracts.job import ExactMatchTask, TemplateOptions
+from tide_core.contracts.figures import Measure
+from tide_core.contracts.job import ExactMatchTask, ResolvedJobSpec, TemplateOptions
 from tide_core.data.conversations import Conversation, Message, UnusableRowError, read_row
 from tide_core.data.sources import iterate_rows, open_source
 from tide_core.data.templates import ChatTemplate
+from tide_core.evaluation.evaluator import STUDENT, TEACHER, Findings, OnProgress, Scene, ignore_progress
+from tide_core.evaluation.teacher_access import TeacherAccess
+from tide_core.evaluation.teacher_sampling import sample_teacher
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.samplers.block import sample
 from tide_core.samplers.settings import SamplerSettings
@@ -27,7 +35,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Task:
+class MatchTask:
     """One prompt with its reference answer and the group that it counts for."""
 
     prompt: tuple[Message, ...]
@@ -48,6 +56,51 @@ class Matches:
     answers: tuple[str, ...]
 
 
+class ExactMatch:
+    """The evaluator of exact match; runs where the spec names a source of prompts."""
+
+    name = "exact_match"
+    stage = "sampling"
+    unit = "answers"
+
+    def is_asked_for(self, spec: ResolvedJobSpec) -> bool:
+        """Where the spec has a task for it."""
+        return spec.evaluation.enabled and spec.evaluation.exact_match is not None
+
+    def asks_teacher(self, spec: ResolvedJobSpec) -> bool:
+        """For its own rate, beside the students'."""
+        return self.is_asked_for(spec) and spec.evaluation.baselines
+
+    def run(self, scene: Scene, on_progress: OnProgress = ignore_progress) -> Findings:
+        """Sample from every model and compare.
+
+        Raises:
+            DataError: no usable row in the source.
+            ScoreError: the teacher could not answer.
+        """
+        asked = scene.spec.evaluation.exact_match
+        assert asked is not None
+        tasks = read_tasks(asked)
+        teacher = scene.teacher if scene.spec.evaluation.baselines else None
+        total = (len(scene.students) + (teacher is not None)) * len(tasks)
+        side = PromptSide(scene.student_folder, scene.spec.data.template)
+        matches: dict[str, Matches] = {}
+        for number, (name, student) in enumerate(scene.students.items()):
+            before = number * len(tasks)
+            matches[name] = match_student(
+                student,
+                side,
+                tasks,
+                max_new_tokens=asked.max_new_tokens,
+                block_size=scene.spec.student.block_size,
+                on_progress=lambda done, before=before: on_progress(before + done, total),  # type: ignore[misc]
+            )
+        if teacher is not None:
+            matches[TEACHER] = _match_teacher(scene, teacher, tasks, asked.max_new_tokens)
+            on_progress(total, total)
+        return _findings(tasks, matches)
+
+
 class PromptSide:
     """A tokenizer with its template: prompts into ids, answers back into text.
 
@@ -64,7 +117,7 @@ class PromptSide:
         self.eos_token_ids = special.stop_ids
         self.mask_token_id = special.mask.id if special.mask else -1
 
-    def prompt_ids(self, task: Task) -> list[int]:
+    def prompt_ids(self, task: MatchTask) -> list[int]:
         """The prompt up to where the model's answer begins."""
         text = self._template.render(task.prompt, add_generation_prompt=True)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -75,13 +128,13 @@ class PromptSide:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def read_tasks(spec: ExactMatchTask) -> list[Task]:
+def read_tasks(spec: ExactMatchTask) -> list[MatchTask]:
     """The tasks of a source, in its order; rows that are no conversation are left out.
 
     Raises:
         DataError: no usable row.
     """
-    tasks: list[Task] = []
+    tasks: list[MatchTask] = []
     for row in iterate_rows([open_source(spec.source)]):
         try:
             read = read_row(row.fields, spec.source) if row.fields is not None else None
@@ -90,7 +143,7 @@ def read_tasks(spec: ExactMatchTask) -> list[Task]:
         if isinstance(read, Conversation) and len(read.messages) > 1 and row.fields is not None:
             group = row.fields.get(spec.group_field) if spec.group_field else None
             reference = read.messages[-1].content
-            tasks.append(Task(read.messages[:-1], reference, None if group is None else str(group)))
+            tasks.append(MatchTask(read.messages[:-1], reference, None if group is None else str(group)))
         if len(tasks) == spec.limit:
             break
     if not tasks:
@@ -103,10 +156,10 @@ def read_tasks(spec: ExactMatchTask) -> list[Task]:
     return tasks
 
 
-def student_matches(
+def match_student(
     student: BlockDiffusionStudent,
     side: PromptSide,
-    tasks: Sequence[Task],
+    tasks: Sequence[MatchTask],
     *,
     max_new_tokens: int,
     block_size: int,
@@ -128,16 +181,16 @@ def student_matches(
         for number, ids in zip(chosen, result.ids, strict=True):
             answers[number] = side.text(ids)
         on_progress(min(len(order), start + BATCH))
-    return compared(tasks, answers)
+    return compare_answers(tasks, answers)
 
 
-def compared(tasks: Sequence[Task], answers: Sequence[str]) -> Matches:
+def compare_answers(tasks: Sequence[MatchTask], answers: Sequence[str]) -> Matches:
     """Compare answers with references, white space at both ends aside."""
     pairs = zip(answers, tasks, strict=True)
     return Matches(tuple(answer.strip() == task.reference.strip() for answer, task in pairs), tuple(answers))
 
 
-def match_figures(tasks: Sequence[Task], matches: Matches) -> dict[str, Any]:
+def match_figures(tasks: Sequence[MatchTask], matches: Matches) -> dict[str, Any]:
     """Share of exact answers, in all and by group."""
     groups: Mapping[str, list[bool]] = defaultdict(list)
     for task, is_match in zip(tasks, matches.is_match, strict=True):
@@ -151,3 +204,32 @@ def match_figures(tasks: Sequence[Task], matches: Matches) -> dict[str, Any]:
             for name, flags in sorted(groups.items())
         },
     }
+
+
+def _match_teacher(
+    scene: Scene, teacher: TeacherAccess, tasks: Sequence[MatchTask], max_new_tokens: int
+) -> Matches:
+    assert scene.teacher_folder is not None
+    side = PromptSide(scene.teacher_folder, scene.spec.data.template)
+    answers = sample_teacher(
+        teacher,
+        [side.prompt_ids(task) for task in tasks],
+        max_new_tokens=max_new_tokens,
+        block_size=scene.spec.student.block_size,
+        threshold=THRESHOLD,
+        mask_token_id=side.mask_token_id,
+        eos_token_ids=side.eos_token_ids,
+    )
+    return compare_answers(tasks, [side.text(ids) for ids in answers])
+
+
+def _findings(tasks: Sequence[MatchTask], matches: Mapping[str, Matches]) -> Findings:
+    rates = {name: match_figures(tasks, found) for name, found in matches.items()}
+    return Findings(
+        figures={name: {Measure.EXACT_MATCH.value: rate} for name, rate in rates.items()},
+        columns={
+            name: {Measure.EXACT_MATCH.value: np.array(found.is_match, dtype=np.float64)}
+            for name, found in matches.items()
+        },
+        measures={Measure.EXACT_MATCH: rates[STUDENT]["rate"]},
+    )

@@ -1,4 +1,6 @@
-"""The held-out passes: students and teacher answer the same questions, and their answers are tallied.
+"""The passes over the held-out sequences: students and teacher answer the same questions, and it is tallied.
+
+In: a `HeldOutSet`, the students, the way to the teacher. Out: columns added to each model's `Tally`.
 
 Pipeline B: one pass; at the aligned masked tokens the teacher's hidden states, through its frozen head, give
 its own figures and the exact divergences. Pipeline A: tokens differ, so the teacher's NELBO is measured on
@@ -8,9 +10,8 @@ masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,99 +19,38 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tide_core.alignment.bytes import token_byte_lengths
-from tide_core.checkpoints.tokenizer_folder import load_tokenizer
-from tide_core.contracts.errors import InvalidInputError
-from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.labels import IGNORED_LABEL
-from tide_core.contracts.objective import Pipeline
-from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
-from tide_core.data.samples import PreparedSample
+from tide_core.contracts.scores import ScoreRequest, ScoreResponse, Want
+from tide_core.evaluation.comparisons import bernoulli_divergence, divergences, read_targets
+from tide_core.evaluation.evaluator import TEACHER, OnProgress
+from tide_core.evaluation.held_out_set import HeldOutSet, is_content, is_teacher_content
+from tide_core.evaluation.noise import EVALUATION_SEED, Question
+from tide_core.evaluation.tally import Column, Tally
+from tide_core.evaluation.teacher_access import TeacherAccess
 from tide_core.losses.calm import chunk_log_probs
 from tide_core.masks.corruption import corrupt, teacher_groups, teacher_groups_shared
 from tide_core.masks.streams import SampleKey
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.scoring.prefetcher import AskedStep, Prefetcher
-from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.collating import NoisyInputs, noisy_inputs, score_request
-from tide_core.training.drawing import DrawnSample, noise_schedule
+from tide_core.training.drawing import DrawnSample
 from tide_core.training.matching import bfloat16_rows, match_chunks, match_positions
-from workers.evaluation.noise import EVALUATION_SEED, EvaluationNoise, Question
-from workers.evaluation.readout import bernoulli_divergence, divergences, read_targets
-from workers.evaluation.tally import Tally
 
-TEACHER = "teacher"
 BATCH = 32
 AHEAD = 3
 """Batches whose questions are with the teacher while the students compute."""
 
 
-@dataclass(frozen=True)
-class TeacherAccess:
-    """The way to the teacher.
+class PassCounter:
+    """Counts questions over all passes."""
 
-    Attributes:
-        transport: asks the pool.
-        head: its LM head on the students' device.
-        layout: what it may see.
-        shared_vocab: ids that mean the same to both sides (pipeline B).
-        job_id, weight: go into each request.
-    """
+    def __init__(self, total: int, tell: OnProgress) -> None:
+        self._done, self._total, self._tell = 0, total, tell
 
-    transport: ScoreTransport
-    head: Tensor
-    layout: Layout
-    shared_vocab: int
-    job_id: str = ""
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class HeldOutSet:
-    """What is measured on.
-
-    Attributes:
-        samples: the held-out sequences.
-        content_bytes: float64 [sequence], bytes of the content that both sides see.
-        pipeline: how student and teacher correspond.
-        block_size: tokens in a block.
-        mask_token_id: of the students.
-        noise: timesteps and masks.
-    """
-
-    samples: Sequence[PreparedSample]
-    content_bytes: Float64[np.ndarray, " sequence"]
-    pipeline: Pipeline
-    block_size: int
-    mask_token_id: int
-    noise: EvaluationNoise
-
-
-def held_out_set(
-    spec: ResolvedJobSpec, samples: Sequence[PreparedSample], tokenizer_folder: Path, mask_token_id: int
-) -> HeldOutSet:
-    """The held-out sequences of a job with their noise; the bytes are those of the content.
-
-    Raises:
-        InvalidInputError: there is no held-out sequence.
-    """
-    if not samples:
-        raise InvalidInputError(
-            "There is no held-out sequence to evaluate on: raise data.held_out.fraction, name "
-            "data.held_out.sources, or disable the evaluation.",
-            code="no_held_out_data",
-            param="data.held_out",
-        )
-    tokenizer = load_tokenizer(tokenizer_folder)
-    content = [token_byte_lengths(tokenizer, s.student_ids[is_content(s)]).sum() for s in samples]
-    return HeldOutSet(
-        samples=samples,
-        content_bytes=np.array(content, dtype=np.float64),
-        pipeline=Pipeline(spec.pipeline),
-        block_size=spec.student.block_size,
-        mask_token_id=mask_token_id,
-        noise=EvaluationNoise(noise_schedule(spec), spec.noise.min_timestep, spec.evaluation.timesteps),
-    )
+    def add(self, count: int) -> None:
+        """So many questions more are done."""
+        self._done += count
+        self._tell(self._done, self._total)
 
 
 @dataclass(frozen=True)
@@ -135,110 +75,29 @@ class _Batch:
         return np.asarray(weights[self.inputs.layout.masked_row.numpy()])
 
 
-OnProgress = Callable[[int, int], None]
-
-
-def measure(
-    held_out: HeldOutSet,
-    students: Mapping[str, BlockDiffusionStudent],
-    teacher: TeacherAccess | None,
-    *,
-    with_divergence: bool = True,
-    on_progress: OnProgress = lambda done, total: None,
-) -> dict[str, Tally]:
-    """Figures of students and teacher on the held-out sequences.
-
-    Args:
-        held_out: sequences and noise.
-        students: by name, such as "start" and "student".
-        teacher: None leaves the teacher out.
-        with_divergence: also measure each student's divergence from the teacher.
-        on_progress: called with (questions done, questions in all).
-
-    Returns:
-        A tally a model; the teacher's under "teacher".
-    """
-    tallies = {name: _student_tally(held_out) for name in students}
-    is_cross = held_out.pipeline is Pipeline.CROSS_TOKENIZER
-    passes = 1 if teacher is None or not is_cross else 2 + with_divergence
-    counter = _Counter(passes * len(held_out.samples) * held_out.noise.count, on_progress)
-    if teacher is not None:
-        tallies[TEACHER] = _teacher_tally(held_out)
-    _nelbo_pass(held_out, students, None if is_cross else teacher, tallies, counter, with_divergence)
-    if teacher is not None and is_cross:
-        _teacher_pass(held_out, teacher, tallies[TEACHER], counter)
-        if with_divergence:
-            _chunk_pass(held_out, students, teacher, tallies, counter)
-    return tallies
-
-
-class _Counter:
-    def __init__(self, total: int, tell: OnProgress) -> None:
-        self._done, self._total, self._tell = 0, total, tell
-
-    def add(self, count: int) -> None:
-        self._done += count
-        self._tell(self._done, self._total)
-
-
-def is_content(sample: PreparedSample) -> NDArray[np.bool_]:
-    """bool [student_seq]: tokens that the teacher sees too, in chunks or at aligned positions."""
-    marks = sample.student_chunk_ids if sample.teacher_positions is None else sample.teacher_positions
-    assert marks is not None
-    content: NDArray[np.bool_] = np.asarray((marks >= 0) & (sample.labels != IGNORED_LABEL))
-    return content
-
-
-def _student_tally(held_out: HeldOutSet) -> Tally:
-    tally = Tally(len(held_out.samples))
-    trained = [float((sample.labels != IGNORED_LABEL).sum()) for sample in held_out.samples]
-    tally.set("tokens", np.array(trained))
-    tally.set("content_tokens", np.array([float(is_content(s).sum()) for s in held_out.samples]))
-    tally.set("content_bytes", held_out.content_bytes)
-    return tally
-
-
-def _teacher_tally(held_out: HeldOutSet) -> Tally:
-    tally = Tally(len(held_out.samples))
-    tally.set("content_bytes", held_out.content_bytes)
-    tally.set("content_tokens", np.array([float(_teacher_content(s).sum()) for s in held_out.samples]))
-    return tally
-
-
-def _teacher_content(sample: PreparedSample) -> NDArray[np.bool_]:
-    """bool [teacher_seq]: the teacher's tokens of the content."""
-    if sample.teacher_chunk_ids is not None:
-        chunked: NDArray[np.bool_] = np.asarray(sample.teacher_chunk_ids >= 0)
-        return chunked
-    assert sample.teacher_positions is not None
-    found = np.zeros(sample.teacher_ids.size, dtype=np.bool_)
-    found[sample.teacher_positions[is_content(sample)]] = True
-    return found
-
-
 @torch.no_grad()
-def _hidden(student: BlockDiffusionStudent, inputs: NoisyInputs) -> Tensor:
+def _read_hidden(student: BlockDiffusionStudent, inputs: NoisyInputs) -> Tensor:
     layout = inputs.layout
     return student.forward_at(inputs.input_ids, inputs.places, layout.attention_pattern, layout.position_ids)
 
 
-def _nelbo_pass(
+def run_nelbo_pass(
     held_out: HeldOutSet,
     students: Mapping[str, BlockDiffusionStudent],
     teacher: TeacherAccess | None,
     tallies: Mapping[str, Tally],
-    counter: _Counter,
+    counter: PassCounter,
     with_divergence: bool,
 ) -> None:
     """NELBO and accuracy of all students; with a teacher (pipeline B) also its own and the divergences."""
     questions = held_out.noise.questions(held_out.samples, by_chunk=False)
     batches = (_position_batch(group, held_out, teacher) for group in _groups(questions))
-    for batch, answer in _answered(batches, teacher):
+    for batch, answer in _answer_ahead(batches, teacher):
         content = np.concatenate([is_content(q.sample)[q.corruption.is_masked] for q in batch.questions])
         aligned = None if teacher is None else _aligned_answer(batch, answer, teacher, tallies[TEACHER])
         for name, student in students.items():
             inputs = batch.inputs.to(student.device)
-            hidden = _hidden(student, inputs)
+            hidden = _read_hidden(student, inputs)
             head = student.lm_head.weight
             _add_nelbo(tallies[name], batch, hidden, head, inputs.target_ids, content)
             if aligned is not None and teacher is not None and with_divergence:
@@ -247,9 +106,9 @@ def _nelbo_pass(
                     hidden[index], head, teacher_hidden, teacher.head, teacher.shared_vocab
                 )
                 sequence = batch.sequence[index.numpy()]
-                tallies[name].add("forward_kl", sequence, _double(forward))
-                tallies[name].add("reverse_kl", sequence, _double(reverse))
-                tallies[name].add("compared", sequence, np.ones(sequence.size))
+                tallies[name].add(Column.FORWARD_KL, sequence, _doubles(forward))
+                tallies[name].add(Column.REVERSE_KL, sequence, _doubles(reverse))
+                tallies[name].add(Column.COMPARED, sequence, np.ones(sequence.size))
         counter.add(len(batch.questions))
 
 
@@ -262,11 +121,11 @@ def _add_nelbo(
     content: NDArray[np.bool_],
 ) -> None:
     readout = read_targets(hidden, head, target_ids)
-    sequence, nats = batch.sequence, -_double(readout.log_probs) * batch.weight
-    tally.add("nll", sequence, nats)
-    tally.add("content_nll", sequence[content], nats[content])
-    tally.add("hits", sequence[content], _double(readout.is_hit)[content])
-    tally.add("asked", sequence[content], np.ones(int(content.sum())))
+    sequence, nats = batch.sequence, -_doubles(readout.log_probs) * batch.weight
+    tally.add(Column.NLL, sequence, nats)
+    tally.add(Column.CONTENT_NLL, sequence[content], nats[content])
+    tally.add(Column.HITS, sequence[content], _doubles(readout.is_hit)[content])
+    tally.add(Column.ASKED, sequence[content], np.ones(int(content.sum())))
 
 
 def _position_batch(group: Sequence[Question], held_out: HeldOutSet, teacher: TeacherAccess | None) -> _Batch:
@@ -293,13 +152,15 @@ def _aligned_answer(
     targets = batch.inputs.target_ids[index].to(teacher.head.device)
     readout = read_targets(hidden, teacher.head, targets)
     sequence, weight = batch.sequence[index.numpy()], batch.weight[index.numpy()]
-    tally.add("content_nll", sequence, -_double(readout.log_probs) * weight)
-    tally.add("hits", sequence, _double(readout.is_hit))
-    tally.add("asked", sequence, np.ones(sequence.size))
+    tally.add(Column.CONTENT_NLL, sequence, -_doubles(readout.log_probs) * weight)
+    tally.add(Column.HITS, sequence, _doubles(readout.is_hit))
+    tally.add(Column.ASKED, sequence, np.ones(sequence.size))
     return index, hidden
 
 
-def _teacher_pass(held_out: HeldOutSet, teacher: TeacherAccess, tally: Tally, counter: _Counter) -> None:
+def run_teacher_pass(
+    held_out: HeldOutSet, teacher: TeacherAccess, tally: Tally, counter: PassCounter
+) -> None:
     """Pipeline A: the teacher's NELBO and accuracy on its own tokens of the same content."""
     asked = (_own_question(group, held_out, teacher) for group in _groups(_teacher_questions(held_out)))
     with Prefetcher(teacher.transport, asked, AHEAD) as steps:
@@ -318,9 +179,9 @@ def _teacher_pass(held_out: HeldOutSet, teacher: TeacherAccess, tally: Tally, co
                 teacher.head,
                 torch.from_numpy(targets.astype(np.int64)).to(teacher.head.device),
             )
-            tally.add("content_nll", sequence, -_double(readout.log_probs) * weight)
-            tally.add("hits", sequence, _double(readout.is_hit))
-            tally.add("asked", sequence, np.ones(sequence.size))
+            tally.add(Column.CONTENT_NLL, sequence, -_doubles(readout.log_probs) * weight)
+            tally.add(Column.HITS, sequence, _doubles(readout.is_hit))
+            tally.add(Column.ASKED, sequence, np.ones(sequence.size))
             counter.add(len(questions))
 
 
@@ -328,10 +189,10 @@ def _teacher_questions(held_out: HeldOutSet) -> Iterator[Question]:
     """The teacher's own tokens of each content, masked independently at the same timesteps."""
     noise = held_out.noise
     for number, sample in enumerate(held_out.samples):
-        labels = np.where(_teacher_content(sample), sample.teacher_ids, IGNORED_LABEL)
+        labels = np.where(is_teacher_content(sample), sample.teacher_ids, IGNORED_LABEL)
         for stratum, t in enumerate(noise.timesteps(sample.sample_index)):
             key = SampleKey(EVALUATION_SEED - 1, stratum, sample.sample_index)
-            corruption = corrupt(labels, key=key, noise=noise.frozen(float(t)))
+            corruption = corrupt(labels, key=key, noise=noise.hold_at(float(t)))
             if corruption.is_masked.any():
                 yield Question(
                     number, sample, corruption, float(noise.schedule.weight(float(t))) / noise.count
@@ -345,17 +206,17 @@ def _own_question(
     return AskedStep(group, _requests(sequences, held_out, teacher, Want.HIDDEN))
 
 
-def _chunk_pass(
+def run_chunk_pass(
     held_out: HeldOutSet,
     students: Mapping[str, BlockDiffusionStudent],
     teacher: TeacherAccess,
     tallies: Mapping[str, Tally],
-    counter: _Counter,
+    counter: PassCounter,
 ) -> None:
     """Pipeline A: divergence of chunk likelihoods, under masks that hide whole chunks on both sides."""
     questions = held_out.noise.questions(held_out.samples, by_chunk=True)
     batches = (_chunk_batch(group, held_out, teacher) for group in _groups(questions))
-    for batch, answer in _answered(batches, teacher):
+    for batch, answer in _answer_ahead(batches, teacher):
         counter.add(len(batch.questions))
         if answer is None:
             continue
@@ -365,12 +226,12 @@ def _chunk_pass(
         sequence = numbers[match.chunk_row.numpy()]
         for name, student in students.items():
             inputs = batch.inputs.to(student.device)
-            readout = read_targets(_hidden(student, inputs), student.lm_head.weight, inputs.target_ids)
+            readout = read_targets(_read_hidden(student, inputs), student.lm_head.weight, inputs.target_ids)
             token_lp = readout.log_probs.cpu()
             ours = chunk_log_probs(token_lp[None], match.masked_chunk[None], len(match.chunk_row))[0].double()
-            tallies[name].add("forward_chunk_kl", sequence, _double(bernoulli_divergence(theirs, ours)))
-            tallies[name].add("reverse_chunk_kl", sequence, _double(bernoulli_divergence(ours, theirs)))
-            tallies[name].add("compared_chunks", sequence, np.ones(sequence.size))
+            tallies[name].add(Column.FORWARD_CHUNK_KL, sequence, _doubles(bernoulli_divergence(theirs, ours)))
+            tallies[name].add(Column.REVERSE_CHUNK_KL, sequence, _doubles(bernoulli_divergence(ours, theirs)))
+            tallies[name].add(Column.COMPARED_CHUNKS, sequence, np.ones(sequence.size))
 
 
 def _chunk_batch(group: Sequence[Question], held_out: HeldOutSet, teacher: TeacherAccess) -> _Batch:
@@ -425,7 +286,7 @@ def _requests(
     return () if request is None else (request,)
 
 
-def _answered(
+def _answer_ahead(
     batches: Iterable[_Batch], teacher: TeacherAccess | None
 ) -> Iterator[tuple[_Batch, ScoreResponse | None]]:
     asked = (AskedStep(batch, () if batch.request is None else (batch.request,)) for batch in batches)
@@ -441,6 +302,6 @@ def _groups(questions: Iterator[Question]) -> Iterator[list[Question]]:
         yield ordered[start : start + BATCH]
 
 
-def _double(values: Tensor) -> Float64[np.ndarray, " masked"]:
+def _doubles(values: Tensor) -> Float64[np.ndarray, " masked"]:
     numbers: Float64[np.ndarray, " masked"] = values.cpu().double().numpy()
     return numbers

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from tide_core.contracts.scores import FIRST_VIEW, ScoreRequest, ScoreResponse, Want
+from tide_core.evaluation.teacher_access import TeacherAccess
 from tide_core.training.collating import score_request
 from tide_core.training.matching import bfloat16_rows
-from workers.evaluation.held_out import TeacherAccess
 
 
 @dataclass
