@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from tide_core.checkpoints.headers import read_json
-from tide_core.checkpoints.mask_token import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
-from tide_core.contracts.errors import InvalidInputError, TokenizerError
+from tide_core.checkpoints.special_tokens import find_special_tokens
+from tide_core.checkpoints.tokenizer_folder import load_tokenizer, read_chat_template
+from tide_core.contracts.errors import InvalidInputError
 from tide_core.data.conversations import Message
 from tide_core.data.templates import ChatTemplate
 from tide_core.models.decoder import Decoder
@@ -83,7 +83,7 @@ def sample_text(request: SamplingRequest, on_text: Callable[[str], None] | None 
         TokenizerError: it has no tokenizer, or no mask token.
     """
     folder = materialise_model(request.checkpoint)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     prompt = _prompt_ids(tokenizer, folder, request)
     model = load_teacher(folder, dtype=_dtype(request.dtype), device=_device(request.device))
     settings = _settings(request, model)
@@ -145,17 +145,9 @@ def _settings(request: SamplingRequest, model: Decoder) -> SamplerSettings:
     )
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    if not (folder / TOKENIZER_NAME).is_file():
-        raise TokenizerError(
-            f"{folder} has no {TOKENIZER_NAME}: it cannot read a prompt.", param="checkpoint"
-        )
-    return Tokenizer.from_file(str(folder / TOKENIZER_NAME))
-
-
 def _prompt_ids(tokenizer: Tokenizer, folder: Path, request: SamplingRequest) -> list[int]:
     text = request.prompt
-    if not request.is_raw and _has_template(folder):
+    if not request.is_raw and read_chat_template(folder) is not None:
         template = ChatTemplate.from_folder(folder, {"enable_thinking": False})
         text = template.render([Message("user", text)], add_generation_prompt=True)
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -164,20 +156,9 @@ def _prompt_ids(tokenizer: Tokenizer, folder: Path, request: SamplingRequest) ->
     return ids
 
 
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    path = folder / TOKENIZER_CONFIG_NAME
-    return path.is_file() and bool(read_json(path).get("chat_template"))
-
-
 def _end_ids(tokenizer: Tokenizer, folder: Path, model: Decoder) -> tuple[int, ...]:
     """End tokens of the model's configuration and of the tokenizer, which for chat models may differ."""
-    path = folder / TOKENIZER_CONFIG_NAME
-    named = read_json(path).get("eos_token") if path.is_file() else None
-    content = named.get("content") if isinstance(named, dict) else named
-    token_id = tokenizer.token_to_id(content) if content else None
-    return tuple({*model.eos_token_ids, *(() if token_id is None else (token_id,))})
+    return tuple({*model.eos_token_ids, *find_special_tokens(folder, tokenizer).stop_ids})
 
 
 def _device(name: str) -> str:

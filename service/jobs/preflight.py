@@ -106,8 +106,18 @@ def _check_tokenizer_folder(spec: StudentSpec) -> Path | None:
     assert spec.tokenizer is not None
     folder = local_path(spec.tokenizer, "student.tokenizer")
     if folder is not None:
-        check_student_tokenizer(folder, "student.tokenizer", may_add_mask_token=spec.add_mask_token)
+        check_student_tokenizer(
+            folder,
+            "student.tokenizer",
+            may_add_mask_token=spec.add_mask_token,
+            mask_token_id=_mask_token_id(spec),
+        )
     return folder
+
+
+def _mask_token_id(spec: StudentSpec) -> int | None:
+    value = (spec.config or {}).get("mask_token_id")
+    return value if isinstance(value, int) else None
 
 
 def _located_student(spec: StudentSpec, side: _Side) -> StudentSpec:

@@ -9,25 +9,39 @@ import numpy as np
 
 from tide_core.alignment.bytes import token_table
 from tide_core.alignment.vocabulary import shared_vocabulary_size
-from tide_core.checkpoints.special_tokens import require_eos_token, require_mask_token
-from tide_core.checkpoints.tokenizer_folder import load_tokenizer
+from tide_core.checkpoints.headers import CONFIG_NAME
+from tide_core.checkpoints.special_tokens import (
+    confirm_mask_id,
+    find_mask_token,
+    require_eos_token,
+    require_mask_token,
+)
+from tide_core.checkpoints.tokenizer_folder import NAMES_FILE, SETTINGS_FILE, TOKENIZER_FILE, load_tokenizer
 from tide_core.contracts.errors import TokenizerError
 from tide_core.contracts.objective import Pipeline
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+_FILES = (TOKENIZER_FILE, SETTINGS_FILE, NAMES_FILE, CONFIG_NAME)
 
 Stamp = tuple[tuple[str, int, int], ...]
 """Name, modification time and size of the files that decide a tokenizer."""
 
 
-def check_student_tokenizer(folder: Path, param: str, *, may_add_mask_token: bool) -> None:
+def check_student_tokenizer(
+    folder: Path, param: str, *, may_add_mask_token: bool, mask_token_id: int | None = None
+) -> None:
     """See that a student's tokenizer has what the method needs.
+
+    Args:
+        folder: model or tokenizer folder.
+        param: path of the field, for errors.
+        may_add_mask_token: a mask token is added where there is none.
+        mask_token_id: what a config that is not in the folder says.
 
     Raises:
         TokenizerError: ``tokenizer_not_found``, ``tokenizer_without_mask_token``,
             ``tokenizer_without_eos_token``, or another fault of the files.
     """
-    _raise_again(_fault(str(folder), _stamp(folder), not may_add_mask_token, True), param)
+    _raise_again(_fault(str(folder), _stamp(folder), not may_add_mask_token, True, mask_token_id), param)
 
 
 def check_teacher_tokenizer(folder: Path, param: str) -> None:
@@ -36,7 +50,7 @@ def check_teacher_tokenizer(folder: Path, param: str) -> None:
     Raises:
         TokenizerError: as for the student.
     """
-    _raise_again(_fault(str(folder), _stamp(folder), True, False), param)
+    _raise_again(_fault(str(folder), _stamp(folder), True, False, None), param)
 
 
 def detect_pipeline(student: Path, teacher: Path) -> tuple[Pipeline, int, int]:
@@ -65,12 +79,17 @@ def _stamp(folder: Path) -> Stamp:
 
 # The caches hold answers, not tokenizers: those are tens of megabytes each.
 @lru_cache(maxsize=256)
-def _fault(folder: str, stamp: Stamp, needs_mask: bool, needs_eos: bool) -> tuple[str, str] | None:
+def _fault(
+    folder: str, stamp: Stamp, needs_mask: bool, needs_eos: bool, mask_token_id: int | None
+) -> tuple[str, str] | None:
     """Code and message of what is wrong with a tokenizer folder, or None."""
     try:
         tokenizer = load_tokenizer(folder)
-        if needs_mask:
-            require_mask_token(folder, tokenizer)
+        # Contradictions are refused also where a mask may be added.
+        find = require_mask_token if needs_mask else find_mask_token
+        mask = find(folder, tokenizer)
+        if mask is not None:
+            confirm_mask_id(mask_token_id, mask)
         if needs_eos:
             require_eos_token(folder, tokenizer)
     except TokenizerError as error:

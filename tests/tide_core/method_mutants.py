@@ -356,8 +356,8 @@ MUTANTS = [
     *_mutants(
         "models/dllm_layout",
         "models/test_dllm_layout.py",
-        ("if mask.content != DEFAULT_MASK_TOKEN:", "if False:"),
-        ('settings["mask_token"] = mask.content', 'settings["mask_token"] = None'),
+        ("if mask.text != DEFAULT_MASK_TOKEN:", "if False:"),
+        ('settings["mask_token"] = mask.text', 'settings["mask_token"] = None'),
         ("for token_id in eos_token_ids:", "for token_id in reversed(eos_token_ids):"),
     ),
     *_mutants(

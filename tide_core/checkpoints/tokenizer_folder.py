@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from tide_core.contracts.errors import TokenizerError
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
+SETTINGS_FILE = "tokenizer_config.json"
+NAMES_FILE = "special_tokens_map.json"
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Load ``tokenizer.json`` of a model or tokenizer folder.
 
     Truncation and padding that the file may carry are switched off: Tide cuts and pads itself.
@@ -38,13 +41,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the binding raises bare Exception
-        raise TokenizerError(f"{path} is not a readable tokenizer: {error}", param="tokenizer") from error
+        raise TokenizerError(
+            f"{path} is not a readable tokenizer (JSON of the tokenizers library): {error}", param="tokenizer"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def read_settings(folder: str | Path, name: str) -> dict[str, Any]:
+def read_settings(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     """Read one of the folder's JSON objects; a file that is not there is an empty object.
 
     Raises:
@@ -62,7 +67,7 @@ def read_settings(folder: str | Path, name: str) -> dict[str, Any]:
     return value
 
 
-def read_chat_template(folder: str | Path) -> str | None:
+def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The chat template's source text: ``chat_template.jinja`` first, else the entry in the config.
 
     A config may hold several named templates; the one called ``default`` is taken.
@@ -70,7 +75,7 @@ def read_chat_template(folder: str | Path) -> str | None:
     path = Path(folder) / TEMPLATE_FILE
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    entry = read_settings(folder, "tokenizer_config.json").get("chat_template")
+    entry = read_settings(folder, SETTINGS_FILE).get("chat_template")
     if isinstance(entry, list):
         named = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}
         entry = named.get("default")
@@ -88,15 +93,15 @@ def token_text(entry: object) -> str | None:
     return entry if isinstance(entry, str) else None
 
 
-def tokenizer_fingerprint(folder: str | Path) -> str:
+def tokenizer_fingerprint(folder: str | os.PathLike[str]) -> str:
     """Hex digest of everything that decides ids: the tokenizer, its template and special tokens."""
     digest = hashlib.blake2b(digest_size=16)
     path = Path(folder) / TOKENIZER_FILE
     if not path.is_file():
         load_tokenizer(folder)  # raises the error that explains
     digest.update(path.read_bytes())
-    settings = read_settings(folder, "tokenizer_config.json")
+    settings = read_settings(folder, SETTINGS_FILE)
     named = {key: value for key, value in settings.items() if key.endswith("_token")}
-    more = [read_chat_template(folder), named, read_settings(folder, "special_tokens_map.json")]
+    more = [read_chat_template(folder), named, read_settings(folder, NAMES_FILE)]
     digest.update(json.dumps(more, sort_keys=True).encode())
     return digest.hexdigest()

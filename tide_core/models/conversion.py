@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 
 from tide_core.checkpoints.headers import read_config
-from tide_core.checkpoints.mask_token import MaskToken, append_mask_token, find_mask_token, require_mask_token
+from tide_core.checkpoints.mask_addition import ensure_mask_token
+from tide_core.checkpoints.special_tokens import SpecialToken, confirm_mask_id, require_mask_token
 from tide_core.contracts.errors import CheckpointError, ConflictError
 from tide_core.contracts.families import causal_types, find_family, is_student_type
 from tide_core.models.dllm_layout import fit_tokenizer
@@ -78,12 +79,12 @@ def convert(
 
     def build(folder: Path) -> BlockDiffusionStudent:
         copy_tokenizer(source, folder)
-        token = _mask_token(folder, add_mask_token=add_mask_token)
+        token = ensure_mask_token(source, folder) if add_mask_token else require_mask_token(source)
         student = _with_source_weights(source, token, block_size)
         if fill is not None:
             fill(student)
         if layout == "dllm":
-            fit_tokenizer(folder, student.eos_token_ids)
+            fit_tokenizer(folder, token, student.eos_token_ids)
         student.save_pretrained(folder, card=_card(Path(source), folder, is_refilled=fill is not None))
         return student
 
@@ -119,7 +120,8 @@ def initialise(
 
     def build(folder: Path) -> BlockDiffusionStudent:
         copy_tokenizer(tokenizer, folder)
-        token = _mask_token(folder, add_mask_token=add_mask_token)
+        token = ensure_mask_token(tokenizer, folder) if add_mask_token else require_mask_token(tokenizer)
+        confirm_mask_id(payload.get("mask_token_id"), token)
         student = BlockDiffusionStudent.from_config(
             {**payload, "mask_token_id": token.id}, seed=seed, dtype=dtype
         )
@@ -131,7 +133,7 @@ def initialise(
 
 
 def _with_source_weights(
-    source: str | os.PathLike[str], token: MaskToken, block_size: int | None
+    source: str | os.PathLike[str], token: SpecialToken, block_size: int | None
 ) -> BlockDiffusionStudent:
     student = BlockDiffusionStudent.from_causal(source)
     if token.id >= student.vocab_size:
@@ -160,12 +162,6 @@ def _card(source: Path, folder: Path, *, is_refilled: bool) -> ModelCard | None:
         summary=f"The weights of {name}, unchanged, with the causal mask dropped; not trained further.",
         origin=name,
     )
-
-
-def _mask_token(folder: Path, *, add_mask_token: bool) -> MaskToken:
-    if add_mask_token and find_mask_token(folder) is None:
-        return append_mask_token(folder)
-    return require_mask_token(folder)
 
 
 def _publish(

@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from tide_core.checkpoints.headers import CONFIG_NAME, read_config, read_headers
-from tide_core.checkpoints.mask_token import find_mask_token
+from tide_core.checkpoints.special_tokens import find_mask_token
 from tide_core.contracts.errors import CheckpointError, InvalidInputError, ShapeError
 from tide_core.contracts.job import Quantisation
 from tide_core.models.cache import KeyValueCache

@@ -8,20 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tide_core.checkpoints.mask_token import TOKENIZER_NAME
+from tide_core.checkpoints.tokenizer_folder import (
+    NAMES_FILE,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+)
 from tide_core.contracts.errors import TokenizerError
 from tide_core.contracts.families import find_family
 
 CARD_NAME = "README.md"
 TOKENIZER_FILES = (
-    TOKENIZER_NAME,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_FILE,
+    SETTINGS_FILE,
+    NAMES_FILE,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "chat_template.json",
 )
 
@@ -52,9 +57,9 @@ def copy_tokenizer(source: str | os.PathLike[str], target: str | os.PathLike[str
         TokenizerError: the source has no ``tokenizer.json``.
     """
     source_path, target_path = Path(source), Path(target)
-    if not (source_path / TOKENIZER_NAME).is_file():
+    if not (source_path / TOKENIZER_FILE).is_file():
         raise TokenizerError(
-            f"{source_path} has no {TOKENIZER_NAME}: only fast tokenizers are supported; save it with "
+            f"{source_path} has no {TOKENIZER_FILE}: only fast tokenizers are supported; save it with "
             "transformers first.",
             param="tokenizer",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tide_core.checkpoints.special_tokens import find_special_tokens
+from tide_core.checkpoints.special_tokens import find_mask_token, require_mask_token
 from tide_core.contracts.job import ResolvedJobSpec, StudentSpec
 from tide_core.contracts.job_folder import JobFolder
 from workers.storage import exists, local_path, materialise_model, materialise_tokenizer, publish_folder
@@ -59,15 +59,15 @@ def student_tokenizer(student: StudentSpec, scratch: Path) -> Path:
     Raises:
         TokenizerError: there is no mask token and none is to be added.
     """
-    from tide_core.checkpoints.mask_token import append_mask_token, require_mask_token
+    from tide_core.checkpoints.mask_addition import ensure_mask_token
     from tide_core.models.export import copy_tokenizer
 
     location = student.tokenizer or student.model
     assert location is not None
     folder = materialise_tokenizer(location, None if student.tokenizer else student.revision)
-    if student.add_mask_token and find_special_tokens(folder).mask is None:
-        copy_tokenizer(folder, scratch)
-        append_mask_token(scratch)
-        return scratch
-    require_mask_token(folder)
-    return folder
+    mask = find_mask_token(folder) if student.add_mask_token else require_mask_token(folder)
+    if mask is not None and mask.text:
+        return folder
+    copy_tokenizer(folder, scratch)
+    ensure_mask_token(folder, scratch)
+    return scratch

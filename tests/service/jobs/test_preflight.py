@@ -243,6 +243,10 @@ def test_a_fresh_student_needs_a_known_architecture(tmp_path: Path, job_body: di
     tokenizer = str(tmp_path / "student")
     job_body["student"] = {"config": {"model_type": "qwen3"}, "tokenizer": tokenizer, "block_size": 4}
     assert accept(JobSpec.model_validate(job_body)).student.tokenizer == tokenizer
+    job_body["student"]["config"]["mask_token_id"] = 1
+    with pytest.raises(InvalidInputError, match="mask_token_id 1") as caught:
+        accept(JobSpec.model_validate(job_body))
+    assert (caught.value.code, caught.value.param) == ("special_token_contradiction", "student.tokenizer")
     job_body["student"]["config"]["model_type"] = "gpt2"
     with pytest.raises(InvalidInputError) as caught:
         accept(JobSpec.model_validate(job_body))

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tide_core.checkpoints.special_tokens import (
     SpecialToken,
+    find_mask_token,
     find_special_tokens,
     require_eos_token,
     require_mask_token,
@@ -65,7 +66,10 @@ def test_ids_in_the_model_config(tmp_path: Path) -> None:
     assert found.stop_ids == (256, 257)
 
 
-@pytest.mark.parametrize("text", ["<|mask|>", "<|MASK|>", "[MASK]", "<mask>"])
+@pytest.mark.parametrize(
+    "text",
+    ["<|mask|>", "<|MASK|>", "[MASK]", "<mask>", "<MASK>", "<|mdm_mask|>", "|<MASK>|", "<[MASK]>"],
+)
 def test_a_token_written_like_a_mask_is_one(tmp_path: Path, text: str) -> None:
     assert require_mask_token(folder_with(tmp_path, ["<eos>", text])) == SpecialToken(text, 257)
 
@@ -111,3 +115,31 @@ def test_a_vocabulary_entry_that_no_text_encodes_to_is_no_special_token(tmp_path
 def test_an_id_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="mask_token_id 5000"):
         find_special_tokens(folder_with(tmp_path, [], config={"mask_token_id": 5000}))
+
+
+def test_the_names_come_first_then_the_id_then_the_spelling(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, ["<hide>", "[MASK]", "<other>"])
+    assert find_mask_token(folder) == SpecialToken("[MASK]", 257)
+    (folder / "config.json").write_text('{"mask_token_id": 258}')
+    assert find_mask_token(folder) == SpecialToken("<other>", 258)
+    (folder / "special_tokens_map.json").write_text('{"mask_token": "<hide>"}')
+    (folder / "tokenizer_config.json").write_text('{"mask_token": null}')
+    with pytest.raises(TokenizerError, match="correct one of them") as caught:
+        find_mask_token(folder)
+    assert caught.value.code == "special_token_contradiction"
+    (folder / "config.json").write_text('{"mask_token_id": 256}')
+    assert find_mask_token(folder) == require_mask_token(folder) == SpecialToken("<hide>", 256)
+
+
+def test_an_id_without_a_text_is_told_from_none(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, ["<eos>"], config={"mask_token_id": 257})
+    assert find_mask_token(folder) == SpecialToken("", 257)
+    with pytest.raises(TokenizerError, match="mask_token_id 257"):
+        require_mask_token(folder)
+
+
+def test_a_folder_without_a_tokenizer_has_no_mask(tmp_path: Path) -> None:
+    assert find_mask_token(tmp_path) is None
+    with pytest.raises(TokenizerError) as caught:
+        require_mask_token(tmp_path)
+    assert caught.value.code == "tokenizer_not_found"

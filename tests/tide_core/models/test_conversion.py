@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tide_core.checkpoints.mask_token import append_mask_token, find_mask_token, require_mask_token
+from tide_core.checkpoints.mask_addition import append_mask_token
+from tide_core.checkpoints.special_tokens import SpecialToken, find_mask_token, require_mask_token
 from tide_core.contracts.errors import CheckpointError, ConflictError, TideError, TokenizerError
 from tide_core.models.conversion import convert, initialise
 from tide_core.models.dense import DenseConfig, DenseDecoder
@@ -153,7 +154,7 @@ def test_the_mask_is_found_by_name_or_by_spelling(
 ) -> None:
     for folder in (llada2_folder, qwen_folder):
         token = require_mask_token(folder)
-        assert Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token.content) == token.id
+        assert Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token.text) == token.id
     unnamed = tmp_path / "unnamed"
     shutil.copytree(llada2_folder, unnamed)
     edit(unnamed / "tokenizer_config.json", lambda settings: settings.pop("mask_token", None))
@@ -183,12 +184,43 @@ def test_contradictions_about_the_mask_are_refused(qwen_folder: Path, tmp_path: 
         find_mask_token(folder)
 
 
+@pytest.mark.parametrize("text", ["<MASK>", "|<MASK>|", "<[MASK]>", "<hide>"])
+def test_no_second_mask_is_added_beside_an_existing_one(
+    dense_config: Make, qwen_folder: Path, tmp_path: Path, text: str
+) -> None:
+    source = without_mask(qwen_folder, tmp_path / "source")
+    token = append_mask_token(source, text)
+    edit(source / "tokenizer_config.json", lambda settings: settings.pop("mask_token"))
+    named = token.id if text == "<hide>" else None  # by its spelling nothing tells that it is the mask
+    causal(source, dense_config("qwen3", vocab_size=size(source), mask_token_id=named))
+    student = convert(source, tmp_path / "student", add_mask_token=True)
+    assert student.mask_token_id == token.id
+    assert find_mask_token(tmp_path / "student") == token
+    assert (tmp_path / "student" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_an_id_of_the_config_gets_the_text(dense_config: Make, qwen_folder: Path, tmp_path: Path) -> None:
+    source = without_mask(qwen_folder, tmp_path / "source")
+    spare = size(source)
+    causal(source, dense_config("qwen3", vocab_size=spare + 8, mask_token_id=spare))
+    student = convert(source, tmp_path / "student", add_mask_token=True)
+    assert find_mask_token(tmp_path / "student") == SpecialToken("<|mask|>", spare)
+    assert (student.mask_token_id, student.vocab_size) == (spare, spare + 8)
+    edit(source / "config.json", lambda config: config.update(mask_token_id=spare + 3))
+    with pytest.raises(TokenizerError, match="next id") as caught:
+        convert(source, tmp_path / "other", add_mask_token=True)
+    assert caught.value.param == "mask_token_id"
+    config = dense_config("qwen3", vocab_size=size(qwen_folder), mask_token_id=1).to_json()
+    with pytest.raises(TokenizerError, match="mask_token_id 1"):
+        initialise(config, qwen_folder, tmp_path / "fresh", seed=0)
+
+
 def test_adding_a_mask_keeps_the_decoder_table_in_step(qwen_folder: Path, tmp_path: Path) -> None:
     folder = without_mask(qwen_folder, tmp_path / "folder")
     edit(folder / "tokenizer_config.json", lambda settings: settings.update(added_tokens_decoder={}))
     token = append_mask_token(folder)
     table = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
-    assert table[str(token.id)]["content"] == token.content
+    assert table[str(token.id)]["content"] == token.text
 
 
 def test_cards_tell_origin_training_and_results(

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from tide_core.checkpoints.mask_token import require_mask_token
+from tide_core.checkpoints.special_tokens import require_mask_token
 from tide_core.contracts.errors import TokenizerError
 from tide_core.models.conversion import convert, initialise
 from tide_core.models.dense import DenseConfig, DenseDecoder
