@@ -32,10 +32,10 @@ from tide_core.data.prepare import (
 )
 from tide_core.data.shards import MANIFEST_FILE, Manifest, PreparedDataset
 from workers.preparation.location import open_prepared
+from workers.preparation.student_tokenizer import fetch_student_tokenizer
 from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import Reporter
 from workers.storage import exists, local_path, materialise_tokenizer, publish_folder
-from workers.student.initial import student_tokenizer
 
 IN_FLIGHT = 16
 """Batches under way per cluster, at least; bounds the memory of a long source."""
@@ -74,7 +74,7 @@ def job_recipe(spec: ResolvedJobSpec, scratch: Path) -> PairRecipe:
     """The pair of tokenizers and the lengths of a job; a mask token is added in `scratch` where it may be."""
     assert spec.data.teacher_length is not None, "resolve() fills it in"
     return pair_recipe(
-        str(student_tokenizer(spec.student, scratch)),
+        str(fetch_student_tokenizer(spec.student, scratch)),
         str(materialise_tokenizer(spec.teacher.model, spec.teacher.revision)),
         pipeline=Pipeline(spec.pipeline),
         student_length=spec.data.student_length,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tide_core.checkpoints.special_tokens import find_mask_token, require_mask_token
-from tide_core.contracts.job import ResolvedJobSpec, StudentSpec
+from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.job_folder import JobFolder
 from workers.storage import exists, local_path, materialise_model, materialise_tokenizer, publish_folder
 
@@ -51,23 +50,3 @@ def _build(spec: ResolvedJobSpec, target: Path) -> None:
         seed=spec.seed,
         add_mask_token=student.add_mask_token,
     )
-
-
-def student_tokenizer(student: StudentSpec, scratch: Path) -> Path:
-    """A local tokenizer folder of the student with a mask token, added in `scratch` where it may be.
-
-    Raises:
-        TokenizerError: there is no mask token and none is to be added.
-    """
-    from tide_core.checkpoints.mask_addition import ensure_mask_token
-    from tide_core.models.export import copy_tokenizer
-
-    location = student.tokenizer or student.model
-    assert location is not None
-    folder = materialise_tokenizer(location, None if student.tokenizer else student.revision)
-    mask = find_mask_token(folder) if student.add_mask_token else require_mask_token(folder)
-    if mask is not None and mask.text:
-        return folder
-    copy_tokenizer(folder, scratch)
-    ensure_mask_token(folder, scratch)
-    return scratch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from service.db.session import Database
 from service.jobs import repository as jobs
 from service.teachers import repository, service
 from service.teachers.tables import LeaseRow
-from tide.cli.teachers import wanted_replicas
+from tide.cli.teachers import replica_bounds
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.teacher import PoolState
 
@@ -103,4 +104,5 @@ async def test_a_pool_shows_how_far_it_may_grow(
 
 @pytest.mark.parametrize(("least", "most", "shown"), [(1, 1, "1"), (2, 4, "2-4"), (3, 3, "3")])
 def test_the_command_line_shows_the_bounds(least: int, most: int, shown: str) -> None:
-    assert wanted_replicas({"replicas": least, "max_replicas": most}) == shown
+    pool: Any = SimpleNamespace(replicas=least, max_replicas=most)
+    assert replica_bounds(pool) == shown
