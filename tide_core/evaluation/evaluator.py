@@ -1,4 +1,4 @@
-"""What an evaluator is: it measures the models of one job in one way, on whatever machine.
+"""What an evaluator is: it measures the models of one job in one way.
 
 In: a `Scene`. Out: `Findings`, which the report, the curves and paired comparisons are made of.
 """
@@ -27,7 +27,7 @@ OnProgress = Callable[[int, int], None]
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """For whom progress does not matter."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class HeldOutFigures:
                 name: {column.value: values for column, values in tally.columns.items()}
                 for name, tally in tallies.items()
             },
-            measures=with_nelbo(figures[STUDENT]),
+            measures=add_nelbo(figures[STUDENT]),
             facts={
                 "sequences": len(held_out.samples),
                 "timesteps": held_out.noise.count,
@@ -71,7 +71,7 @@ class HeldOutFigures:
         )
 
 
-def with_nelbo(figures: Mapping[Measure, float]) -> dict[Measure, float]:
+def add_nelbo(figures: Mapping[Measure, float]) -> dict[Measure, float]:
     """Held-out figures with the NELBO also under the name that curves of running jobs have."""
     found = dict(figures)
     if Measure.NELBO_PER_TOKEN in found:

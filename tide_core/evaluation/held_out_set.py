@@ -21,7 +21,7 @@ from tide_core.contracts.labels import IGNORED_LABEL
 from tide_core.contracts.objective import Pipeline
 from tide_core.data.samples import PreparedSample
 from tide_core.evaluation.noise import EvaluationNoise
-from tide_core.training.drawing import noise_schedule
+from tide_core.schedules.noise import noise_schedule
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def held_out_set(
         pipeline=Pipeline(spec.pipeline),
         block_size=spec.student.block_size,
         mask_token_id=mask_token_id,
-        noise=EvaluationNoise(noise_schedule(spec), spec.noise.min_timestep, spec.evaluation.timesteps),
+        noise=EvaluationNoise(
+            noise_schedule(spec.noise.schedule), spec.noise.min_timestep, spec.evaluation.timesteps
+        ),
     )
 
 

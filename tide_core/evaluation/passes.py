@@ -106,8 +106,8 @@ def run_nelbo_pass(
                     hidden[index], head, teacher_hidden, teacher.head, teacher.shared_vocab
                 )
                 sequence = batch.sequence[index.numpy()]
-                tallies[name].add(Column.FORWARD_KL, sequence, _doubles(forward))
-                tallies[name].add(Column.REVERSE_KL, sequence, _doubles(reverse))
+                tallies[name].add(Column.FORWARD_KL, sequence, _to_doubles(forward))
+                tallies[name].add(Column.REVERSE_KL, sequence, _to_doubles(reverse))
                 tallies[name].add(Column.COMPARED, sequence, np.ones(sequence.size))
         counter.add(len(batch.questions))
 
@@ -121,10 +121,10 @@ def _add_nelbo(
     content: NDArray[np.bool_],
 ) -> None:
     readout = read_targets(hidden, head, target_ids)
-    sequence, nats = batch.sequence, -_doubles(readout.log_probs) * batch.weight
+    sequence, nats = batch.sequence, -_to_doubles(readout.log_probs) * batch.weight
     tally.add(Column.NLL, sequence, nats)
     tally.add(Column.CONTENT_NLL, sequence[content], nats[content])
-    tally.add(Column.HITS, sequence[content], _doubles(readout.is_hit)[content])
+    tally.add(Column.HITS, sequence[content], _to_doubles(readout.is_hit)[content])
     tally.add(Column.ASKED, sequence[content], np.ones(int(content.sum())))
 
 
@@ -152,8 +152,8 @@ def _aligned_answer(
     targets = batch.inputs.target_ids[index].to(teacher.head.device)
     readout = read_targets(hidden, teacher.head, targets)
     sequence, weight = batch.sequence[index.numpy()], batch.weight[index.numpy()]
-    tally.add(Column.CONTENT_NLL, sequence, -_doubles(readout.log_probs) * weight)
-    tally.add(Column.HITS, sequence, _doubles(readout.is_hit))
+    tally.add(Column.CONTENT_NLL, sequence, -_to_doubles(readout.log_probs) * weight)
+    tally.add(Column.HITS, sequence, _to_doubles(readout.is_hit))
     tally.add(Column.ASKED, sequence, np.ones(sequence.size))
     return index, hidden
 
@@ -179,8 +179,8 @@ def run_teacher_pass(
                 teacher.head,
                 torch.from_numpy(targets.astype(np.int64)).to(teacher.head.device),
             )
-            tally.add(Column.CONTENT_NLL, sequence, -_doubles(readout.log_probs) * weight)
-            tally.add(Column.HITS, sequence, _doubles(readout.is_hit))
+            tally.add(Column.CONTENT_NLL, sequence, -_to_doubles(readout.log_probs) * weight)
+            tally.add(Column.HITS, sequence, _to_doubles(readout.is_hit))
             tally.add(Column.ASKED, sequence, np.ones(sequence.size))
             counter.add(len(questions))
 
@@ -229,8 +229,12 @@ def run_chunk_pass(
             readout = read_targets(_read_hidden(student, inputs), student.lm_head.weight, inputs.target_ids)
             token_lp = readout.log_probs.cpu()
             ours = chunk_log_probs(token_lp[None], match.masked_chunk[None], len(match.chunk_row))[0].double()
-            tallies[name].add(Column.FORWARD_CHUNK_KL, sequence, _doubles(bernoulli_divergence(theirs, ours)))
-            tallies[name].add(Column.REVERSE_CHUNK_KL, sequence, _doubles(bernoulli_divergence(ours, theirs)))
+            tallies[name].add(
+                Column.FORWARD_CHUNK_KL, sequence, _to_doubles(bernoulli_divergence(theirs, ours))
+            )
+            tallies[name].add(
+                Column.REVERSE_CHUNK_KL, sequence, _to_doubles(bernoulli_divergence(ours, theirs))
+            )
             tallies[name].add(Column.COMPARED_CHUNKS, sequence, np.ones(sequence.size))
 
 
@@ -302,6 +306,6 @@ def _groups(questions: Iterator[Question]) -> Iterator[list[Question]]:
         yield ordered[start : start + BATCH]
 
 
-def _doubles(values: Tensor) -> Float64[np.ndarray, " masked"]:
+def _to_doubles(values: Tensor) -> Float64[np.ndarray, " masked"]:
     numbers: Float64[np.ndarray, " masked"] = values.cpu().double().numpy()
     return numbers

@@ -1,4 +1,4 @@
-"""One pass over the LM head for everything that a loss wants of the logits.
+"""One pass over the LM head for everything that a loss needs of the logits.
 
 Logits ``[masked, vocab]`` are never held whole. The pass goes over slices of the vocabulary; each
 :class:`Statistic` takes from a slice the few numbers a row that it needs (running log-sum-exp, expectations),
@@ -31,7 +31,7 @@ SLICE_MULTIPLE = 64
 
 
 class Statistic(ABC):
-    """What one term wants of the logits: a value for each of its rows. Holds the state of one pass.
+    """What one term needs of the logits: a value for each of its rows. Holds the state of one pass.
 
     Args:
         rows: indices of the hidden states' rows that it is about; None for all of them.
@@ -114,12 +114,12 @@ def statistics_of(
         NonFiniteError: when a logit is NaN or infinite.
     """
     require_linear("hidden", hidden, "head", head)
-    size = resolved_slice_size(slice_size, hidden)
+    size = resolve_slice_size(slice_size, hidden)
     for statistic in statistics:
         statistic.check(hidden, head)
     if not statistics:
         return ()
-    room = resolved_keep_bytes(keep_bytes, hidden)
+    room = resolve_keep_bytes(keep_bytes, hidden)
     values: tuple[Tensor, ...] = _HeadPass.apply(hidden, head, _Plan(statistics, size, room))  # type: ignore[no-untyped-call]
     for statistic, value in zip(statistics, values, strict=True):
         statistic.require_finite(value, hidden, head)
@@ -193,7 +193,7 @@ class _HeadPass(torch.autograd.Function):
             for statistic, shelf, grad in wanted:
                 part = _part(logits, statistic, start)
                 if part is not None:
-                    total = _added(total, statistic, statistic.gradient(part, start, shelf, grad), logits)
+                    total = _add_part(total, statistic, statistic.gradient(part, start, shelf, grad), logits)
             sink.add(total, start, stop)
         return sink.hidden, sink.head, None
 
@@ -207,7 +207,7 @@ def _part(logits: Tensor, statistic: Statistic, start: int) -> Tensor | None:
     return logits if statistic.rows is None else logits[statistic.rows]
 
 
-def _added(total: Tensor | None, statistic: Statistic, part: Tensor, logits: Tensor) -> Tensor:
+def _add_part(total: Tensor | None, statistic: Statistic, part: Tensor, logits: Tensor) -> Tensor:
     """The sum of the statistics' gradients so far, with one more."""
     if part.shape == logits.shape and statistic.rows is None:
         return part if total is None else total.add_(part)
@@ -303,7 +303,7 @@ def slice_product(hidden: Tensor, head: Tensor, start: int, stop: int) -> Tensor
         return hidden @ rows.T
 
 
-def resolved_slice_size(slice_size: int | None, hidden: Tensor) -> int:
+def resolve_slice_size(slice_size: int | None, hidden: Tensor) -> int:
     """The caller's bound on a tile, or the default of the device.
 
     Raises:
@@ -316,7 +316,7 @@ def resolved_slice_size(slice_size: int | None, hidden: Tensor) -> int:
     return slice_size
 
 
-def resolved_keep_bytes(keep_bytes: int | None, hidden: Tensor) -> int:
+def resolve_keep_bytes(keep_bytes: int | None, hidden: Tensor) -> int:
     """The caller's bound on what is kept, or the default of the device.
 
     Raises:

@@ -30,7 +30,7 @@ from tide_core.losses.head_pass import (
     Shelf,
     Statistic,
     require_linear,
-    resolved_slice_size,
+    resolve_slice_size,
     slice_product,
     statistics_of,
     vocabulary_slices,
@@ -136,7 +136,7 @@ def tail_candidates(
     """
     require_linear("hidden", hidden, "head", head)
     _require_buckets(hidden.shape[0], head, ids, shared_vocab)
-    size = resolved_slice_size(slice_size, hidden)
+    size = resolve_slice_size(slice_size, hidden)
     kept = min(count, shared_vocab - ids.shape[1])
     best = hidden.new_empty((hidden.shape[0], 0), dtype=accumulation_dtype(hidden))
     best_ids = ids.new_empty((hidden.shape[0], 0), dtype=torch.int64)

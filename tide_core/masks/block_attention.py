@@ -1,4 +1,4 @@
-"""Who may attend to whom in block diffusion, and the compact layout that leaves out what nobody needs.
+"""Who may attend to whom in block diffusion, and the compact layout, which leaves out what no position needs.
 
 BD3LM (arXiv 2503.09573). The training input is a noisy copy and a clean copy of the same sequence,
 ``[x_t | x_0]``. A query may attend to a key when
@@ -10,8 +10,8 @@ BD3LM (arXiv 2503.09573). The training input is a noisy copy and a clean copy of
 CompDemo in pipeline B puts two noisy copies beside one clean copy, ``[x_tA | x_tB | x_0]``: no copy attends
 to a noisy copy other than itself, so one forward gives what two separate forwards would.
 
-**Compact layout** (exact). A noisy block without a masked token contributes nothing and nobody attends to
-it; a clean block is needed only when some kept noisy block comes later. All else is left out.
+**Compact layout** (exact). A noisy block without a masked token contributes nothing and no position attends
+to it; a clean block is needed only when some kept noisy block comes later. All else is left out.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class CompactLayout:
         source_position: int64 ``[batch, kept]``, position in the source sequence; also the position id.
         copy: int64 ``[batch, kept]``, 0 clean, 1 first noisy view, 2 second noisy view.
         block: int64 ``[batch, kept]``, block number of the source position.
-        is_padding: bool ``[batch, kept]``; padding rows attend to themselves only and nobody attends to them.
+        is_padding: bool ``[batch, kept]``; padding rows attend to themselves only; no row attends to them.
         is_mask_token: bool ``[batch, kept]``, rows that hold the mask token.
         attention_mask: bool ``[batch, 1, kept, kept]``, True where a query may attend to a key.
         masked_row: int64 ``[masked]``, batch row of each masked position, in row-major source order.
@@ -149,7 +149,7 @@ class CompactLayout:
         )
 
     def block_mask(self) -> BlockMask:
-        """``attention_mask`` as a FlexAttention block mask, which skips the tiles that nobody attends to."""
+        """``attention_mask`` as a FlexAttention block mask, which skips the tiles without attention."""
         batch, kept = self.block.shape
         return create_block_mask(
             self.may_see(), B=batch, H=None, Q_LEN=kept, KV_LEN=kept, device=self.block.device

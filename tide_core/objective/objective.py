@@ -283,7 +283,7 @@ def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, read: Readings) -> 
     student_lp = chunk_log_probs(read[TOKENS][None], teacher.masked_chunk[None], n_chunks)[0]
     scores, row = (student_lp, teacher.log_probs.to(student_lp.dtype)), teacher.chunk_row
     if term.chunk_filter is not None:
-        scores, row = _filtered(term.chunk_filter, scores, teacher, read)
+        scores, row = _filter_chunks(term.chunk_filter, scores, teacher, read)
     temperature, floor = term.temperature, term.probability_floor
     match term:
         case CalmTerm():
@@ -299,7 +299,7 @@ def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, read: Readings) -> 
     return values.sum() / max(1, inputs.normalisers.active_chunks)
 
 
-def _filtered(
+def _filter_chunks(
     options: ChunkFilter,
     scores: tuple[Tensor, Tensor],
     teacher: ChunkScores,

@@ -23,7 +23,7 @@ from tide_core.contracts.errors import InvalidInputError
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.decoder import Decoder
 from tide_core.samplers.canvas import Canvas, answer_canvas, infill_canvas
-from tide_core.samplers.choosing import above_threshold, even_share, most_confident, predict, rounded_shares
+from tide_core.samplers.choosing import above_threshold, even_share, most_confident, predict, round_shares
 from tide_core.samplers.settings import (
     CommitCallback,
     CommittedTokens,
@@ -282,7 +282,7 @@ def _step_counts(
     """How many of each row's masked positions each step commits."""
     if schedule is Schedule.EVEN:
         return [even_share(masked, step, steps) for step in range(steps)]
-    rows = [rounded_shares(count, steps) for count in masked.tolist()]
+    rows = [round_shares(count, steps) for count in masked.tolist()]
     columns = zip_longest(*rows, fillvalue=0)
     return [torch.tensor(column, device=masked.device) for column in columns]
 

@@ -90,7 +90,7 @@ def even_share(masked: Int[Tensor, " batch"], step: int, steps: int) -> Int[Tens
     return masked // steps + (step < masked % steps).long()
 
 
-def rounded_shares(masked: int, steps: int) -> list[int]:
+def round_shares(masked: int, steps: int) -> list[int]:
     """How many of ``masked`` positions each step commits in the dLLM tools: the expected number of what is
     left, rounded half to even; steps that would commit nothing are left out.
 

@@ -58,7 +58,7 @@ def check_request(
     """
     if request.fingerprint is not None and request.fingerprint != fingerprint:
         raise FingerprintMismatchError(
-            f"The request wants the teacher {request.fingerprint}, this one is {fingerprint}.",
+            f"The request is for the teacher {request.fingerprint}, this one is {fingerprint}.",
             param="fingerprint",
         )
     if request.block_size < 1 or not 0 < request.weight < float("inf"):

@@ -61,14 +61,14 @@ def paired_bootstrap(
         NonFiniteError: when a number is NaN or infinite.
         InvalidInputError: when a weight is not positive or a setting is out of range.
     """
-    first, second, divisor = _checked(a, b, weights)
+    first, second, divisor = _check_inputs(a, b, weights)
     if resamples < 1 or not 0.0 < level < 1.0 or seed < 0:
         raise InvalidInputError(
             f"need resamples >= 1, level in (0, 1) and seed >= 0, got {resamples}, {level} and {seed}",
             param="resamples",
         )
     gaps = first - second
-    differences = np.concatenate(list(_resampled(gaps, divisor, seed, resamples)))
+    differences = np.concatenate(list(_resample(gaps, divisor, seed, resamples)))
     low, high = np.quantile(differences, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     # The sample itself counts as one resample: no p-value of exactly 0.
     tail = min(int((differences <= 0.0).sum()), int((differences >= 0.0).sum())) + 1
@@ -76,7 +76,7 @@ def paired_bootstrap(
     return PairedResult(float(gaps.sum() / divisor.sum()), float(low), float(high), p_value)
 
 
-def _resampled(
+def _resample(
     gaps: NDArray[np.float64], divisor: NDArray[np.float64], seed: int, resamples: int
 ) -> Iterator[NDArray[np.float64]]:
     generator = np.random.Generator(np.random.Philox(key=seed))
@@ -87,7 +87,7 @@ def _resampled(
         yield gaps[chosen].sum(axis=1) / divisor[chosen].sum(axis=1)
 
 
-def _checked(
+def _check_inputs(
     a: ArrayLike, b: ArrayLike, weights: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     first = np.asarray(a, dtype=np.float64)

@@ -10,7 +10,7 @@ import torch
 
 @runtime_checkable
 class Collective(Protocol):
-    """What a trainer needs of its fellows."""
+    """What a trainer needs of the other trainers."""
 
     @property
     def rank(self) -> int:

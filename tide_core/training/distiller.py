@@ -9,7 +9,7 @@ losses. A step is drawn, the teacher is asked, the trainers agree on the counts,
     taken = distiller.take(step, answers, distiller.agree(step))
 
 `examples/one_step.py` does this with a teacher in the same process; `workers/student/loop.py` does it with a
-pool of teachers, asks some steps ahead, and adds states, reports and the wish to stop.
+pool of teachers, asks some steps ahead, and adds states, reports, and stopping when asked to.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tide_core.schedules.adaptive import AdaptiveProgress, advance
 from tide_core.schedules.tidal import TrainingProgress, scheduled_lambda
 from tide_core.training.collating import collate
 from tide_core.training.collective import Alone, Collective
-from tide_core.training.drawing import BatchRecipe, draw, noise_schedule, recipe_for
+from tide_core.training.drawing import BatchRecipe, draw, recipe_for
 from tide_core.training.schedule import learning_rate, total_steps, training_progress
 from tide_core.training.sharding import is_sharded
 from tide_core.training.step import ShareOfLoss, Stepper, StepResult, build_optimizer
@@ -250,7 +250,7 @@ class Distiller:
 
 def _build_stepper(setting: Distillation, optimizer: torch.optim.Optimizer) -> Stepper:
     spec = setting.spec
-    objective = Objective(spec.objective, noise_schedule(spec), allow_unsupported=spec.allow_unsupported)
+    objective = Objective(spec.objective, setting.recipe.noise, allow_unsupported=spec.allow_unsupported)
     # A student in parts computes in that dtype by itself.
     autocast = None if is_sharded(setting.student) else setting.autocast
     return Stepper(

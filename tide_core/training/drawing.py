@@ -19,7 +19,7 @@ from tide_core.contracts.teacher import TeacherLease, want_of
 from tide_core.data.samples import PreparedSample
 from tide_core.masks.corruption import Corruption, corrupt, teacher_groups, teacher_groups_shared
 from tide_core.masks.streams import SampleKey
-from tide_core.schedules.noise import CosineNoise, LinearNoise, NoiseSchedule
+from tide_core.schedules.noise import NoiseSchedule, noise_schedule
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def recipe_for(
     want = want_of(spec)
     return BatchRecipe(
         seed=spec.seed,
-        noise=noise_schedule(spec),
+        noise=noise_schedule(spec.noise.schedule),
         min_timestep=spec.noise.min_timestep,
         pipeline=Pipeline(spec.pipeline),
         split=context.ratio if isinstance(context, CompDemoContext) else None,
@@ -89,11 +89,6 @@ def recipe_for(
 def _top_k_question(spec: ResolvedJobSpec, shared_vocab: int) -> TopKQuestion:
     assert spec.teacher.top_k is not None
     return TopKQuestion(min(spec.teacher.top_k, shared_vocab), shared_vocab, temperatures(spec.objective))
-
-
-def noise_schedule(spec: ResolvedJobSpec) -> NoiseSchedule:
-    """The schedule that the spec names."""
-    return LinearNoise() if spec.noise.schedule == "linear" else CosineNoise()
 
 
 @dataclass(frozen=True)

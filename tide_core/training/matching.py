@@ -159,7 +159,7 @@ def bfloat16_rows(
 ) -> BFloat16[Tensor, "rows teacher_hidden"]:
     """Rows of a HIDDEN answer as a bfloat16 tensor [rows, teacher_hidden] of its own memory.
 
-    Of an answer that is a tensor, on that tensor's device.
+    Where the answer is a tensor, the rows stay on its device.
     """
     if isinstance(values, Tensor):
         return values[torch.from_numpy(rows).to(values.device)]

@@ -3,7 +3,7 @@
 Each decoder layer is gathered for its own forward and backward and given up in between; embedding, final norm
 and LM head are gathered from the student's forward until its backward, because the fused losses read the
 head's weight after the forward. Names and shapes of the parameters stay as they are, so that a training state
-is the same file however the student lay.
+is the same file for both forms.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def shard(student: BlockDiffusionStudent, device: torch.device, compute: torch.d
 
 
 def is_sharded(student: nn.Module) -> bool:
-    """Whether `shard` was called: then each forward, and each look at a whole weight, is an act of all."""
+    """Whether `shard` was called: then all trainers take part in each forward and each whole weight."""
     return isinstance(student, FSDPModule)
 
 
 def gather_whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be in parts; of one in parts, every trainer must ask."""
+    """The whole of a tensor that may be in parts; if it is, every trainer must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Of a whole tensor, what this trainer holds of it when it lies as `parameter` does."""
+    """This trainer's part of a whole tensor, cut as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return tensor
     # No source rank: every trainer has read the whole and cuts out its own part without a message.
@@ -65,8 +65,8 @@ def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(student: BlockDiffusionStudent) -> Iterator[None]:
-    """Evaluation mode for a while; of a student in parts, what its forwards gathered is given up again."""
+def evaluation_mode(student: BlockDiffusionStudent) -> Iterator[None]:
+    """Evaluation mode for a while; a student in parts gives up again what its forwards gathered."""
     student.eval()
     try:
         yield
@@ -77,7 +77,7 @@ def evaluating(student: BlockDiffusionStudent) -> Iterator[None]:
 
 
 def gather_student(student: BlockDiffusionStudent, rank: int) -> BlockDiffusionStudent | None:
-    """The student in one piece, for the export; of one in parts a copy on the CPU, on trainer 0 alone.
+    """The student in one piece, for the export; a student in parts is copied to the CPU of trainer 0 alone.
 
     Every trainer must call it. One parameter at a time is gathered on the device.
     """

@@ -74,7 +74,7 @@ class CheckpointStore:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState) -> SavedState:
         """Write a state; an existing one of the same step is replaced.
 
-        Of a model in parts the whole is written: the other trainers call :func:`assist` meanwhile.
+        A model in parts is written whole: the other trainers call :func:`assist` meanwhile.
         """
         location = f"{self.root}/{state_name(state.step)}"
         target = local_path(location)
@@ -88,7 +88,7 @@ class CheckpointStore:
                 size = _write(draft_folder, model, optimizer, state)
         return SavedState(state.step, location, size)
 
-    def saved(self) -> list[SavedState]:
+    def list_states(self) -> list[SavedState]:
         """Complete states, oldest first."""
         states = []
         for name in self._names():
@@ -100,7 +100,7 @@ class CheckpointStore:
 
     def prune(self) -> list[SavedState]:
         """Delete all but the newest `keep` states; gives what was deleted."""
-        surplus = self.saved()[: -self._keep]
+        surplus = self.list_states()[: -self._keep]
         for state in surplus:
             self._remove(state.location)
         return surplus
@@ -115,7 +115,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the newest state belongs to another spec, or does not fit the model.
         """
-        for saved in reversed(self.saved()):
+        for saved in reversed(self.list_states()):
             content = json.loads(read_bytes(f"{saved.location}/{STATE}"))
             if content["state"]["spec_digest"] != spec_digest:
                 raise CheckpointError(
@@ -172,7 +172,7 @@ class CheckpointStore:
 
 
 def assist(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give trainer 0, which saves, this trainer's part of a model in parts."""
+    """Give this trainer's part of a model in parts to trainer 0, which saves."""
     for _ in chain(_weights(model), _moments(model, optimizer)):
         pass
 
@@ -236,7 +236,7 @@ def _load_model(file: Path, model: nn.Module) -> None:
             tensor = stored.get_tensor(name)
             if tensor.shape != parameter.shape:
                 raise CheckpointError(
-                    f"{file} holds {name} as {list(tensor.shape)}, the model wants {list(parameter.shape)}.",
+                    f"{file} holds {name} as {list(tensor.shape)}, the model needs {list(parameter.shape)}.",
                     param=name,
                 )
             parameter.copy_(place_like(tensor, parameter))
@@ -253,7 +253,7 @@ def _load_optimizer(file: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             # The count of steps is one number, whole on every trainer.
             part = place_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
             state.setdefault(numbers[id(parameter)], {})[entry] = part
-    # The optimiser itself knows on which device it wants each of its tensors.
+    # The optimiser itself knows on which device each of its tensors belongs.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

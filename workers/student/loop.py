@@ -17,7 +17,7 @@ from tide_core.models.student import BlockDiffusionStudent
 from tide_core.scoring.prefetcher import Prefetcher
 from tide_core.scoring.transport import ScoreTransport
 from tide_core.training.distiller import Distillation, Distiller
-from tide_core.training.sharding import evaluating, is_sharded
+from tide_core.training.sharding import evaluation_mode, is_sharded
 from tide_core.training.steps import ask_steps
 from workers.reporting.reporter import Reporter
 from workers.student.checkpoint import CheckpointStore, TrainingState, assist
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def train(run: Run) -> Outcome:
-    """Train from the last saved state, or from the start, to the end or to a wish to stop.
+    """Train from the last saved state, or from the start, to the end or until it is asked to stop.
 
     Raises:
         NonFiniteError: ``non_finite_loss``; the states saved before stay as they are.
@@ -110,17 +110,17 @@ def _save(run: Run, optimizer: torch.optim.Optimizer, state: TrainingState) -> N
 
 
 def _probe(run: Run, state: TrainingState) -> None:
-    """Measure on held-out sequences every so many steps; trainer 0 tells.
+    """Measure on held-out sequences every so many steps; trainer 0 reports.
 
-    Of a student in parts all trainers do the same forwards, since each takes part in every one; otherwise
-    the others wait at the next sum.
+    With a student in parts every trainer takes part in every forward, so all do the same ones; otherwise the
+    others wait at the next sum.
     """
     every = run.distillation.spec.evaluation.every_steps
     if run.probe is None or every is None or state.step % every:
         return
     if run.reporter is None and not is_sharded(run.student):
         return
-    with evaluating(run.student):
+    with evaluation_mode(run.student):
         values = run.probe(run.student)
     if run.reporter is not None:
         run.reporter.send(Metrics(step=state.step, values=values))

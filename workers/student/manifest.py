@@ -1,4 +1,4 @@
-"""The manifest: what someone needs to repeat a job or to trust its result."""
+"""The manifest: what is needed to repeat a job or to trust its result."""
 
 from __future__ import annotations
 

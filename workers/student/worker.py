@@ -21,7 +21,7 @@ from tide_core.contracts.teacher import TeacherDescription, want_of
 from tide_core.data.batches import training_plan
 from tide_core.data.shards import PreparedDataset
 from tide_core.evaluation.evaluator import STUDENT, name_measures
-from tide_core.evaluation.held_out import measure, with_nelbo
+from tide_core.evaluation.held_out import add_nelbo, measure
 from tide_core.evaluation.held_out_set import held_out_set
 from tide_core.models.loading import lm_head_weight
 from tide_core.models.student import BlockDiffusionStudent
@@ -73,7 +73,7 @@ def run_trainer(
 
     Args:
         brief: the attempt, with prepared data.
-        collective: this trainer among its fellows.
+        collective: this trainer among the others.
         device: where the student computes.
         reporter: on rank 0 alone.
         transport: the way to the teacher, when a term asks it.
@@ -86,7 +86,7 @@ def run_trainer(
     initial = materialise_model(brief.folder.initial)
     autocast = autocast_dtype(brief.spec.hyperparameters, device)
     student = _student(brief.spec, initial, device, autocast)
-    teacher = _attested(transport, reporter)
+    teacher = _attest_teacher(transport, reporter)
     distillation = Distillation(
         spec=brief.spec,
         recipe=recipe_of_pair(
@@ -202,13 +202,13 @@ def _probe(
 
     def probe(model: BlockDiffusionStudent) -> dict[str, float]:
         figures = measure(held_out, {STUDENT: model}, None)[STUDENT].figures()
-        return name_measures(with_nelbo(figures))
+        return name_measures(add_nelbo(figures))
 
     return probe
 
 
-def _attested(transport: ScoreTransport | None, reporter: Reporter | None) -> TeacherDescription | None:
-    """Who the teacher is, before the first question; from here on no other one is believed."""
+def _attest_teacher(transport: ScoreTransport | None, reporter: Reporter | None) -> TeacherDescription | None:
+    """Ask the teacher who it is before the first question; later answers of another one are refused."""
     if transport is None:
         return None
     description = transport.describe()

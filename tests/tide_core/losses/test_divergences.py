@@ -16,7 +16,7 @@ from tide_core.losses.fused_linear import (
     linear_target_log_probs,
     linear_tidal_kl,
 )
-from tide_core.losses.head_pass import resolved_slice_size, vocabulary_slices
+from tide_core.losses.head_pass import resolve_slice_size, vocabulary_slices
 from tide_core.losses.kl import forward_kl, reverse_kl
 from tide_core.losses.tidal import tidal_kl
 
@@ -274,7 +274,7 @@ def test_slices_cover_the_vocabulary_once() -> None:
     assert list(vocabulary_slices(0, 5, 100)) == [(0, 5)]
     assert list(vocabulary_slices(100, 3, 1)) == [(0, 1), (1, 2), (2, 3)]
     meta = torch.empty(1, device="meta")
-    assert resolved_slice_size(None, meta) > resolved_slice_size(None, torch.empty(1))
+    assert resolve_slice_size(None, meta) > resolve_slice_size(None, torch.empty(1))
 
 
 # Bad input --------------------------------------------------------------------------------------------

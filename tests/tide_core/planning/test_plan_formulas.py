@@ -21,7 +21,7 @@ from tide_core.contracts.plan import DataExpectations
 from tide_core.contracts.scores import Layout, Want
 from tide_core.contracts.working_sizes import working_sizes
 from tide_core.losses.fused_linear import TargetLogProbs, TidalDivergence
-from tide_core.losses.head_pass import Statistic, resolved_keep_bytes, resolved_slice_size, statistics_of
+from tide_core.losses.head_pass import Statistic, resolve_keep_bytes, resolve_slice_size, statistics_of
 from tide_core.masks.block_attention import compact_layout
 from tide_core.models.quantisation import memory_bytes, quantise_layer
 from tide_core.models.registry import model_class
@@ -228,8 +228,8 @@ def test_the_workers_take_the_sizes_that_the_planner_counts() -> None:
         assert sizes.queued_tokens == settings.max_queued_tokens
         assert (sizes.readout_rows, sizes.readout_vocab) == (settings.row_slice, settings.vocab_slice)
         hidden = torch.empty(1, 1, device="cpu" if name == "cpu" else "meta")
-        assert sizes.loss_tile == resolved_slice_size(None, hidden)
-        assert sizes.loss_kept_bytes == resolved_keep_bytes(None, hidden)
+        assert sizes.loss_tile == resolve_slice_size(None, hidden)
+        assert sizes.loss_kept_bytes == resolve_keep_bytes(None, hidden)
 
 
 def spec_of(layout: Layout, *, has_views: bool) -> ResolvedJobSpec:

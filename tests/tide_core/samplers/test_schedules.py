@@ -8,7 +8,7 @@ import torch
 from tide_core.models.dense import DenseConfig
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.samplers.block import sample
-from tide_core.samplers.choosing import rounded_shares
+from tide_core.samplers.choosing import round_shares
 from tide_core.samplers.settings import CommittedTokens, SamplerSettings, Schedule
 
 MASK, VOCAB, BLOCK = 5, 61, 4
@@ -40,13 +40,13 @@ def student() -> BlockDiffusionStudent:
     ],
 )
 def test_rounded_shares_by_hand(masked: int, steps: int, shares: list[int]) -> None:
-    assert rounded_shares(masked, steps) == shares
+    assert round_shares(masked, steps) == shares
 
 
 def test_rounded_shares_always_add_up() -> None:
     for masked in range(40):
         for steps in range(1, 50):
-            assert sum(rounded_shares(masked, steps)) == masked
+            assert sum(round_shares(masked, steps)) == masked
 
 
 def plain_loop(

@@ -54,7 +54,7 @@ def test_old_states_go(root: str) -> None:
     for step in (2, 4, 6):
         store.save(student, optimizer, TrainingState(step, 10, "d"))
     assert [gone.step for gone in store.prune()] == [2]
-    assert [kept.step for kept in store.saved()] == [4, 6]
+    assert [kept.step for kept in store.list_states()] == [4, 6]
     assert store.prune() == []
 
 
@@ -64,9 +64,9 @@ def test_a_half_written_state_is_not_seen(tmp_path: Path) -> None:
     store.save(student, optimizer, TrainingState(2, 10, "d"))
     last = store.save(student, optimizer, TrainingState(4, 10, "d"))
     (Path(last.location) / "optimizer.safetensors").write_bytes(b"cut")
-    assert [kept.step for kept in store.saved()] == [2]
+    assert [kept.step for kept in store.list_states()] == [2]
     (tmp_path / "step-00000009").mkdir()
-    assert [kept.step for kept in store.saved()] == [2]
+    assert [kept.step for kept in store.list_states()] == [2]
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_the_token_budget_does_not_change_the_losses(
         assert len(batches) > 1
         assert reporter.series("loss") == pytest.approx(whole.series("loss"), rel=1e-5)
     # A state of one budget goes on under another.
-    shutil.rmtree(run.store.saved()[-1].location)
+    shutil.rmtree(run.store.list_states()[-1].location)
     resumed, _, _ = bench.train(spec(80), name="whole", student=tiny_student(seed=99))
     assert resumed.series("loss") == pytest.approx(whole.series("loss")[2:], rel=1e-5)
 
@@ -211,7 +211,7 @@ def test_only_the_newest_states_are_kept(bench: Bench) -> None:
     reporter, run, _ = bench.train(tiny_spec(Variant.NONE, A, steps=8, every=2))
     assert [saved.step for saved in reporter.of_type(CheckpointSaved)] == [2, 4, 6, 8]
     assert [gone.step for gone in reporter.of_type(CheckpointDeleted)] == [2, 4]
-    assert [saved.step for saved in run.store.saved()] == [6, 8]
+    assert [saved.step for saved in run.store.list_states()] == [6, 8]
 
 
 def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_state(bench: Bench) -> None:
@@ -231,7 +231,7 @@ def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_state(bench: Bench) -
     with pytest.raises(NonFiniteError, match="Step 3") as caught:
         train(run)
     assert caught.value.code == "non_finite_loss"
-    assert [saved.step for saved in run.store.saved()] == [2]
+    assert [saved.step for saved in run.store.list_states()] == [2]
     student = tiny_student()
     state = run.store.restore(student, torch.optim.AdamW(student.parameters()), run.spec_digest)
     assert state is not None
@@ -264,7 +264,7 @@ def test_pace_and_placement_leave_the_states_valid() -> None:
 def test_a_damaged_state_is_passed_over(bench: Bench) -> None:
     spec = tiny_spec(Variant.NONE, A, steps=6, every=2)
     whole, run, _ = bench.train(spec)
-    last = Path(run.store.saved()[-1].location)
+    last = Path(run.store.list_states()[-1].location)
     content = bytearray((last / "model.safetensors").read_bytes())
     content[:8] = b"\xff" * 8
     (last / "model.safetensors").write_bytes(content)
