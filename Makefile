@@ -10,7 +10,7 @@ COMMA := ,
 # Dozens of processes start below: where the environment forbids bytecode, each would compile every module again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install test-tools demo test api-server soak check lint types imports bench bench-gpu clean
+.PHONY: help install test-tools demo test api-server soak check lint types imports docs bench bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,6 +48,9 @@ types: install
 
 imports: install
 	$(BIN)/lint-imports
+
+docs: install  ## write the documents that are generated from the code
+	$(BIN)/python -m tools
 
 check: lint types imports  ## style, types and import contracts
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboards as code: `python -m tools.dashboards` writes their JSON into the chart.
+"""The Grafana dashboards as code; `python -m tools` writes their JSON into the chart.
 
 Several control planes export the same jobs and teachers, so every query takes the maximum over them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -21,6 +22,9 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
+from tide_core.contracts import figures
+from tide_core.contracts.figures import Figure, Unit
+
 TARGET = Path(__file__).parents[1] / "helm" / "tide" / "files" / "dashboards"
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _LINE = GraphTresholdsStyleMode.LINE
@@ -30,14 +34,14 @@ _WIDTH, _HEIGHT = 12, 8
 
 @dataclass(frozen=True)
 class Panel:
-    """One graph: its queries by legend, its unit, and from where on it is red."""
+    """One graph: its queries by legend, its unit, and the value above which it is red."""
 
     title: str
     unit: str
     queries: dict[str, str]
     red_above: float | None = None
     job: str | None = None
-    """What stands for the job's id in links to its page and log."""
+    """The variable with the job's id, for links to its page and log."""
     absent: str | None = None
     """Why a run without trouble has no data here."""
 
@@ -52,15 +56,42 @@ class Page:
     """Name and query of a variable to choose by."""
 
 
+_UNITS = {
+    Unit.NATS: "short",
+    Unit.NATS_PER_TOKEN: "short",
+    Unit.RATIO: "percentunit",
+    Unit.SECONDS: "s",
+    Unit.TOKENS_PER_SECOND: "short",
+    Unit.BYTES: "bytes",
+    Unit.NONE: "short",
+}
+"""Grafana's names."""
 _POOL = '{application=~"$application"}'
 _JOB = '{job_id=~"$job_id"}'
+
+
+def _newest(figure: Figure) -> str:
+    """The query of a figure's newest value in the chosen job, of each member where it has some."""
+    by = f" by ({figure.member_label}) " if figure.member_label else ""
+    return f"max{by}({figure.gauge_name}{_JOB})"
+
+
+def _graph_of(figure: Figure, legend: str, **more: Any) -> Panel:
+    """The panel of one figure."""
+    return Panel(figure.title, more.pop("unit", _UNITS[figure.unit]), {legend: _newest(figure)}, **more)
+
 
 PAGES = {
     "fleet": Page(
         "Tide / Fleet",
         (
             Panel("Jobs by state", "short", {"{{state}}": "max by (state) (tide_jobs)"}),
-            Panel("Oldest queued job", "s", {"age": "max(tide_queue_oldest_age_seconds)"}, red_above=3600),
+            Panel(
+                "Age of the oldest queued job",
+                "s",
+                {"age": "max(tide_queue_oldest_age_seconds)"},
+                red_above=3600,
+            ),
             Panel(
                 "Progress of unfinished jobs",
                 "percentunit",
@@ -68,7 +99,7 @@ PAGES = {
                 job="${__field.labels.job_id}",
             ),
             Panel(
-                "Expected rest",
+                "Time remaining",
                 "s",
                 {"{{job_id}} {{phase}}": "max by (job_id, phase) (tide_job_eta_seconds)"},
             ),
@@ -89,7 +120,7 @@ PAGES = {
                 },
             ),
             Panel(
-                "Ended phases a day",
+                "Phases ended per day",
                 "short",
                 {
                     "{{phase}} {{outcome}}": "sum by (phase, outcome)"
@@ -101,51 +132,47 @@ PAGES = {
     "job": Page(
         "Tide / One job",
         (
-            Panel("Loss", "short", {"{{term}}": f"max by (term) (tide_job_loss{_JOB})"}, job="${job_id}"),
-            Panel("Held-out figures", "short", {"{{figure}}": f"max by (figure) (tide_job_held_out{_JOB})"}),
-            Panel("Gradient norm", "short", {"norm": f"max(tide_job_gradient_norm{_JOB})"}, red_above=1000),
+            _graph_of(figures.LOSS, "{{term}}", job="${job_id}"),
+            _graph_of(figures.HELD_OUT, "{{figure}}"),
+            _graph_of(figures.GRADIENT_NORM, "norm", red_above=1000),
             Panel(
-                "Masked share and trust in the teacher",
-                "percentunit",
-                {
-                    "masked": f"max(tide_job_mask_ratio{_JOB})",
-                    "lambda": f"max(tide_job_teacher_trust_ratio{_JOB})",
-                },
+                "Mask rate and trust in the teacher (lambda)",
+                _UNITS[figures.MASK_RATE.unit],
+                {"masked": _newest(figures.MASK_RATE), "lambda": _newest(figures.LAMBDA)},
             ),
-            Panel("Throughput", "short", {"tokens a second": f"max(tide_job_tokens_per_second{_JOB})"}),
+            _graph_of(figures.TOKENS_PER_SECOND, "tokens a second"),
             Panel(
-                "A step's seconds",
-                "s",
+                figures.STEP_SECONDS.title,
+                _UNITS[figures.STEP_SECONDS.unit],
                 {
-                    "step": f"max(tide_job_step_seconds{_JOB})",
-                    "waits for the teacher": f"max(tide_job_teacher_wait_seconds{_JOB})",
-                    "waits for data": f"max(tide_job_feed_wait_seconds{_JOB})",
+                    "step": _newest(figures.STEP_SECONDS),
+                    "waits for the teacher": _newest(figures.TEACHER_WAIT_SECONDS),
+                    "waits for data": _newest(figures.FEED_WAIT_SECONDS),
                 },
             ),
             Panel(
-                "Share of a step that waits for the teacher",
+                "Share of the step time that waits for the teacher",
                 "percentunit",
                 {"share": f"max(job:tide_teacher_wait:ratio{_JOB})"},
                 red_above=0.3,
             ),
-            Panel("Expected rest", "s", {"{{phase}}": f"max by (phase) (tide_job_eta_seconds{_JOB})"}),
+            Panel("Time remaining", "s", {"{{phase}}": f"max by (phase) (tide_job_eta_seconds{_JOB})"}),
             Panel("Optimiser step", "short", {"step": f"max(tide_job_step{_JOB})"}),
-            Panel("Learning rate", "sci", {"rate": f"max(tide_job_learning_rate{_JOB})"}),
+            _graph_of(figures.LEARNING_RATE, "rate", unit="sci"),
             Panel(
-                "What the teacher's answers take",
-                "s",
+                "Time of the teacher's answers",
+                _UNITS[figures.TEACHER_COMPUTE_SECONDS.unit],
                 {
-                    "longest queue": f"max(tide_job_teacher_queue_seconds{_JOB})",
-                    "compute": f"max(tide_job_teacher_compute_seconds{_JOB})",
+                    "longest queue": _newest(figures.TEACHER_QUEUE_SECONDS),
+                    "compute": _newest(figures.TEACHER_COMPUTE_SECONDS),
                 },
             ),
             Panel(
-                "Answered by the score cache, left out by top-k",
-                "percentunit",
+                "Score cache hits, and the mass that top-k leaves out",
+                _UNITS[figures.TEACHER_CACHE_HIT_RATIO.unit],
                 {
-                    "cache hits": f"max(tide_job_teacher_cache_hit_ratio{_JOB})",
-                    "tail at temperature {{temperature}}": "max by (temperature)"
-                    f" (tide_job_teacher_tail_mass_ratio{_JOB})",
+                    "cache hits": _newest(figures.TEACHER_CACHE_HIT_RATIO),
+                    "tail at temperature {{temperature}}": _newest(figures.TEACHER_TAIL_MASS),
                 },
             ),
             Panel(
@@ -156,7 +183,7 @@ PAGES = {
                     "{{phase}}, last report": f"max by (phase) (tide_job_report_age_seconds{_JOB})",
                 },
             ),
-            Panel("Size of the answers", "bytes", {"a step": f"max(tide_job_teacher_answer_bytes{_JOB})"}),
+            _graph_of(figures.TEACHER_BYTES, "a step"),
         ),
         variable=("job_id", "label_values(tide_job_attempt, job_id)"),
     ),
@@ -165,19 +192,19 @@ PAGES = {
         (
             Panel("Pools by state", "short", {"{{state}}": "max by (state) (tide_teachers)"}),
             Panel(
-                "Replicas that answer",
+                "Ready replicas",
                 "short",
                 {"{{application}}": f"max by (application) (tide_teacher_ready_replicas{_POOL})"},
             ),
             Panel("Leases", "short", {"leases": "max(tide_teacher_leases)"}),
             Panel(
-                "Share of a step that trainers wait",
+                "Share of the step time that waits for the teacher",
                 "percentunit",
                 {"{{job_id}}": "job:tide_teacher_wait:ratio"},
                 red_above=0.3,
             ),
             Panel(
-                "Wait in the queue",
+                "Time in the queue",
                 "s",
                 {
                     "{{application}} median": "histogram_quantile(0.5, sum by (le, application)"
@@ -188,12 +215,12 @@ PAGES = {
                 red_above=1,
             ),
             Panel(
-                "Tokens that wait",
+                "Queued tokens",
                 "short",
                 {"{{application}}": f"sum by (application) (tide_teacher_queued_tokens{_POOL})"},
             ),
             Panel(
-                "Tokens a second",
+                "Tokens per second",
                 "short",
                 {
                     "{{application}} {{kind}}": "sum by (application, kind)"
@@ -201,7 +228,7 @@ PAGES = {
                 },
             ),
             Panel(
-                "Tokens a second by job",
+                "Tokens per second by job",
                 "short",
                 {"{{job_id}}": f"sum by (job_id) (tide_teacher_job_tokens_per_second{_POOL})"},
             ),
@@ -215,7 +242,7 @@ PAGES = {
                 },
             ),
             Panel(
-                "How full the forwards are, and the replicas busy",
+                "Batch occupancy and busy time",
                 "percentunit",
                 {
                     "{{application}} batch": "sum by (application)"
@@ -234,12 +261,12 @@ PAGES = {
                 },
             ),
             Panel(
-                "Jobs that wait",
+                "Queued jobs",
                 "short",
                 {"{{application}}": f"max by (application) (tide_teacher_queued_jobs{_POOL})"},
             ),
             Panel(
-                "Replicas whose answers are sound",
+                "Sound replicas and attestations per hour",
                 "short",
                 {
                     "{{application}} sound": f"sum by (application) (tide_teacher_is_sound{_POOL})",
@@ -267,13 +294,13 @@ PAGES = {
                 {"{{route}} {{status}}": "sum by (route, status) (rate(tide_http_requests_total[5m]))"},
             ),
             Panel(
-                "Duration of 95 % of the requests",
+                "Request latency (p95)",
                 "s",
                 {"{{route}}": "route:tide_http_request_duration_seconds:p95_5m"},
                 red_above=1,
             ),
             Panel(
-                "Share of requests that fail",
+                "Request error rate",
                 "percentunit",
                 {
                     "share": 'sum(rate(tide_http_requests_total{status=~"5.."}[5m]))'
@@ -301,7 +328,7 @@ PAGES = {
                 "Reports stored", "reqps", {"{{type}}": "sum by (type) (rate(tide_reports_stored_total[5m]))"}
             ),
             Panel(
-                "Duration of 95 % of the reconciler's looks",
+                "Duration of the reconciler's looks (p95)",
                 "s",
                 {
                     "{{instance}}": "histogram_quantile(0.95, sum by (le, instance)"
@@ -310,12 +337,12 @@ PAGES = {
                 red_above=10,
             ),
             Panel(
-                "Actions of the reconciler",
+                "Reconciler actions",
                 "short",
                 {"{{action}}": "sum by (action) (increase(tide_reconciler_actions_total[5m]))"},
             ),
             Panel(
-                "Rest of the leader's lease",
+                "Time left on the leader's lease",
                 "s",
                 {"{{role}}": "max by (role) (tide_leader_lease_remaining_seconds)"},
             ),
@@ -325,7 +352,7 @@ PAGES = {
                 {"{{role}}": "max by (role) (tide_leader_lease_fencing)"},
             ),
             Panel(
-                "Requests refused for their token",
+                "Requests refused because of their token",
                 "reqps",
                 {"{{code}}": "sum by (code) (rate(tide_authentication_failures_total[5m]))"},
             ),
@@ -335,7 +362,7 @@ PAGES = {
 
 
 def queries() -> dict[str, str | None]:
-    """Every query of every panel, and why it has no data in a run without trouble (None: it has)."""
+    """Every query of every panel, and why it has no data in a run without trouble (None: it has data)."""
     return {
         query: panel.absent
         for page in PAGES.values()
@@ -345,7 +372,7 @@ def queries() -> dict[str, str | None]:
 
 
 def with_variables(query: str, job_id: str, application: str) -> str:
-    """A query as Grafana sends it once a job and a pool are chosen."""
+    """A query as Grafana sends it after a job and a pool are chosen."""
     return query.replace("$job_id", job_id).replace("$application", application)
 
 
@@ -400,14 +427,8 @@ def _graph(panel: Panel, top: int, left: int) -> timeseries.Panel:
         job = f"${{tide_url}}/v1/jobs/{panel.job}"
         graph = graph.data_links(
             [
-                dashboard.DashboardLink("The job").url(job),
-                dashboard.DashboardLink("Its log").url(f"{job}/logs"),
+                dashboard.DashboardLink("Job").url(job),
+                dashboard.DashboardLink("Log of the job").url(f"{job}/logs"),
             ]
         )
     return graph
-
-
-if __name__ == "__main__":
-    TARGET.mkdir(parents=True, exist_ok=True)
-    for each in PAGES:
-        (TARGET / f"{each}.json").write_text(document(each), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The reference of the chart's values: `python -m tools.helm_values_page` writes docs/helm-values.md."""
+"""The reference of the chart's values: `python -m tools` writes docs/helm-values.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGET = ROOT / "docs" / "helm-values.md"
 _INTRODUCTION = """\
 # Values of the chart
 
-This page is generated from `helm/tide/values.yaml` by `python -m tools.helm_values_page`.
+This page is generated from `helm/tide/values.yaml` by `python -m tools`.
 
 | value | default | meaning |
 | --- | --- | --- |
@@ -61,7 +61,3 @@ def _leaves(value: Any, path: str, meanings: dict[str, str]) -> list[tuple[str, 
         for key, below in value.items()
         for leaf in _leaves(below, f"{path}.{key}" if path else key, meanings)
     ]
-
-
-if __name__ == "__main__":
-    TARGET.write_text(document(), encoding="utf-8")

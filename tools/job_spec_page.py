@@ -1,4 +1,4 @@
-"""The job spec's reference: `python -m tools.job_spec_page` writes docs/job-spec.md from the schema."""
+"""The job spec's reference: `python -m tools` writes docs/job-spec.md from the schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "job-spec.md"
 _INTRODUCTION = """\
 # The job spec
 
-What `POST /v1/jobs` takes. This page is generated from the schema by `python -m tools.job_spec_page`.
+What `POST /v1/jobs` takes. This page is generated from the schema by `python -m tools`.
 
 Unknown fields are refused. The job that comes back holds the resolved spec: every default below is written
 out in it, so that posting it again repeats the job.
@@ -127,8 +127,3 @@ def _variant_rows() -> str:
             names = " + ".join(f"`{term.type}`" for term in terms)
             rows.append(f"| `{variant}` | `{pipeline}` | {names} | `{context.type}` |")
     return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(document(), encoding="utf-8")

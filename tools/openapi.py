@@ -1,4 +1,4 @@
-"""The committed OpenAPI document: `python -m tools.openapi` writes docs/openapi.json anew."""
+"""The committed OpenAPI document: `python -m tools` writes docs/openapi.json anew."""
 
 from __future__ import annotations
 
@@ -15,8 +15,3 @@ def document() -> str:
     """The interface as it is now, with sorted keys, so that a diff shows what changed."""
     described = create_app(Settings(database_url="sqlite+aiosqlite:///unused.db")).openapi()
     return json.dumps(described, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(document(), encoding="utf-8")

@@ -13,7 +13,7 @@ COPY pyproject.toml README.md ./
 COPY tide_core tide_core
 COPY service service
 COPY workers workers
-# Without isolation: what builds the package is locked too. Neither pip nor setuptools goes into the image; its
+# Without build isolation, since the build tools are locked too. pip and setuptools do not go into the image; its
 # bill of materials (CycloneDX, checked against its schema) does.
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/tide/bin/pip install --no-cache-dir --no-deps dist/*.whl \

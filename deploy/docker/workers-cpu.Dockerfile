@@ -6,7 +6,7 @@ FROM ${BASE_IMAGE} AS build
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /build
 COPY deploy/docker/build.lock deploy/docker/workers-cpu.lock ./
-# The CPU build of torch is not on the main package index: name one that has it.
+# The CPU build of torch is not on the main package index: give an index that has it.
 ARG TORCH_INDEX_URL
 RUN python -m venv /opt/tide && python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r build.lock \
@@ -15,8 +15,8 @@ COPY pyproject.toml README.md ./
 COPY tide_core tide_core
 COPY service service
 COPY workers workers
-# torch carries its own tests, one of them in the grammar of a newer Python, at which compileall would fail.
-# Without isolation: what builds the package is locked too. Neither pip nor setuptools goes into the image; its
+# torch ships its own tests, and one of them needs a newer Python to compile.
+# Without build isolation, since the build tools are locked too. pip and setuptools do not go into the image; its
 # bill of materials (CycloneDX, checked against its schema) does.
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/tide/bin/pip install --no-cache-dir --no-deps dist/*.whl \
@@ -30,7 +30,7 @@ ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="Tide workers (CPU)" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# KubeRay's probes call wget; Debian's archive keeps no old versions, so there is none to pin.
+# KubeRay's probes call wget. Debian's archive keeps no old versions, so no version is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/* \

@@ -3,8 +3,8 @@
 # chart through a real API server: `make api-server`, or `deploy/kubernetes/build.sh FOLDER`.
 #
 # It needs Linux on x86-64 with apt and dpkg, but no root and no Docker: packages are downloaded and unpacked in the
-# folder, nothing is installed. 3 GB and some eight minutes on two cores. A second run goes on where the first
-# ended. The programs end up in FOLDER/bin: etcd, kube-apiserver, kube-controller-manager.
+# folder, nothing is installed. It takes 3 GB and about eight minutes on two cores. A second run continues where
+# the first one stopped. The programs are in FOLDER/bin: etcd, kube-apiserver, kube-controller-manager.
 set -euo pipefail
 
 [ $# -eq 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }

@@ -1,4 +1,4 @@
-"""The dashboards: committed JSON is what the code makes, and every query is answered by a real Prometheus.
+"""The dashboards: every query is answered by a real Prometheus.
 
 A real run answers most of them (tests/end_to_end/test_dashboards_of_a_run.py); here every one of them, those
 about failures too, is asked about made-up samples.
@@ -30,10 +30,8 @@ PATIENCE_SECONDS = 30.0
 
 
 @pytest.mark.parametrize("name", dashboards.PAGES)
-def test_the_committed_dashboard_is_current(name: str) -> None:
-    text = (FILES / "dashboards" / f"{name}.json").read_text()
-    assert text == dashboards.document(name), "run: python -m tools.dashboards"
-    panels = json.loads(text)["panels"]
+def test_panels_have_a_place_and_a_unit(name: str) -> None:
+    panels = json.loads(dashboards.document(name))["panels"]
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
     assert len(places) == len(panels)
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from tools import job_spec_page as docs
+import pytest
+
 from tools import openapi
-from tools import sizing_page as sizing
+from tools.documents import DOCUMENTS, ROOT, write_documents
 
 
-def test_the_openapi_document_is_current() -> None:
-    assert openapi.TARGET.read_text(encoding="utf-8") == openapi.document(), "run python -m tools.openapi"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_generated_document_is_current(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == DOCUMENTS[path](), "run: python -m tools"
 
 
-def test_the_job_specs_reference_is_current() -> None:
-    assert docs.TARGET.read_text(encoding="utf-8") == docs.document(), "run python -m tools.job_spec_page"
+def test_every_page_that_says_it_is_generated_is_in_the_table() -> None:
+    generated = {path for path in (ROOT / "docs").rglob("*.md") if "`python -m tools`" in path.read_text()}
+    pages = {path.resolve() for path in DOCUMENTS if path.suffix == ".md"}
+    assert {path.resolve() for path in generated} <= pages
 
 
-def test_the_sizes_of_real_pairs_are_current() -> None:
-    assert sizing.TARGET.read_text(encoding="utf-8") == sizing.document(), "run python -m tools.sizing_page"
+def test_documents_that_are_current_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "folder" / "page.md"
+    monkeypatch.setattr("tools.documents.DOCUMENTS", {made: lambda: "text\n"})
+    assert write_documents() == [made]
+    assert made.read_text() == "text\n"
+    assert write_documents() == []
 
 
 def test_every_failure_is_described_by_the_envelope() -> None:

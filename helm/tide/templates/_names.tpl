@@ -11,7 +11,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What never changes between versions: selectors are immutable. Argument: dict root component */}}
+{{/* Labels that never change between versions, since selectors are immutable. Argument: dict root component */}}
 {{- define "tide.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}

@@ -33,8 +33,8 @@ envFrom:
 {{- end -}}
 
 {{/*
-Bytes of Ray's object store: what shared memory holds, less some room. Left to itself Ray takes 30% of the pod's
-memory, and puts it on disk where shared memory is smaller. Argument: the size of the shared memory, as 4Gi.
+Bytes of Ray's object store: 90% of the shared memory. By default Ray takes 30% of the pod's memory, and uses the
+disk where shared memory is smaller. Argument: the size of the shared memory, as 4Gi.
 */}}
 {{- define "tide.objectStoreBytes" -}}
 {{- $unit := regexFind "[MGT]i$" . -}}

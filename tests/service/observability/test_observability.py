@@ -26,7 +26,6 @@ from service.settings import Settings
 from tide_core.contracts.figures import FIGURES, gauges
 from tide_core.contracts.reporting import Finished, Report, ReportBatch
 from tide_core.contracts.states import JobState, Phase
-from tools import metrics_page as metrics_document
 
 PostJob = Callable[..., Awaitable[dict[str, Any]]]
 
@@ -212,9 +211,3 @@ def _samples(text: str) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-def test_the_reference_of_the_metrics_is_current() -> None:
-    assert metrics_document.TARGET.read_text() == metrics_document.document(), (
-        "run: python -m tools.metrics_page"
-    )

@@ -124,9 +124,3 @@ def test_no_other_source_spells_a_familys_name() -> None:
                 if NAME.search(line) and not IMPORT.match(line):
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not found, "read tide_core/contracts/families.py instead:\n" + "\n".join(found)
-
-
-def test_the_page_is_current() -> None:
-    assert model_families_page.TARGET.read_text(encoding="utf-8") == model_families_page.document(), (
-        "run python -m tools.model_families_page"
-    )
