@@ -75,7 +75,7 @@ class Connection(_Pool):
     Args:
         url: address of the server.
         token: sent as a bearer token; None sends none.
-        timeout: seconds of silence after which a request has failed.
+        timeout: seconds of silence after which a request has failed; or httpx's own limits.
         patience: how failed requests are tried again.
         transport: for tests, instead of the network.
     """
@@ -87,7 +87,7 @@ class Connection(_Pool):
         url: str,
         token: str | None = None,
         *,
-        timeout: float = 30.0,
+        timeout: float | httpx.Timeout = 30.0,
         patience: Patience = Patience(),
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -101,13 +101,13 @@ class Connection(_Pool):
         if self._owns_pool:
             self._http.close()
 
-    def run(self, steps: Steps[Result]) -> Result:
-        """Carry out steps to their end."""
+    def run(self, steps: Steps[Result], sleep: Callable[[float], None] | None = None) -> Result:
+        """Carry out steps to their end; ``sleep`` keeps the pauses."""
         try:
             step = next(steps)
             while True:
                 if isinstance(step, Pause):
-                    time.sleep(step.seconds)
+                    (sleep or time.sleep)(step.seconds)
                     step = steps.send(None)
                     continue
                 try:
@@ -168,7 +168,7 @@ class AsyncConnection(_Pool):
         url: str,
         token: str | None = None,
         *,
-        timeout: float = 30.0,
+        timeout: float | httpx.Timeout = 30.0,
         patience: Patience = Patience(),
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -274,5 +274,7 @@ def check_token(token: str | None) -> str | None:
     return token
 
 
-def _limits(timeout: float) -> httpx.Timeout:
+def _limits(timeout: float | httpx.Timeout) -> httpx.Timeout:
+    if isinstance(timeout, httpx.Timeout):
+        return timeout
     return httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))

@@ -17,6 +17,7 @@ from typing import Self
 
 import structlog
 
+from tide.transport.patience import Backoff
 from tide_core.contracts.job_folder import spool_name
 from tide_core.contracts.reporting import (
     AnyReport,
@@ -28,7 +29,6 @@ from tide_core.contracts.reporting import (
 )
 from workers.reporting.control import (
     AttemptFencedError,
-    Backoff,
     ControlPlane,
     ControlUnreachableError,
     ReportRefusedError,

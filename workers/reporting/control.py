@@ -6,12 +6,17 @@ Source of the messages: `tide_core.contracts.reporting`.
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import httpx
 
+from tide.errors import ApiError
+from tide.transport.call import Call
+from tide.transport.connection import Connection
+from tide.transport.patience import Patience
+from tide.transport.steps import Steps
 from tide_core.contracts.errors import InvalidInputError, TideError
 from tide_core.contracts.reporting import (
     ENV_ATTEMPT_TOKEN,
@@ -23,6 +28,8 @@ from tide_core.contracts.reporting import (
 
 FENCED_STATUSES = frozenset({401, 403, 404, 409, 410})
 RETRIED_STATUSES = frozenset({408, 425, 429})
+_LONGEST_PAUSE = 10.0
+Result = TypeVar("Result")
 
 
 class ControlUnreachableError(TideError):
@@ -38,7 +45,7 @@ class AttemptFencedError(TideError):
 
 
 class ReportRefusedError(TideError):
-    """The control plane understood the reports and does not want them."""
+    """The control plane understood the reports and does not take them."""
 
     code = "report_refused"
 
@@ -49,13 +56,7 @@ class ControlPlane:
     def __init__(
         self, url: str, token: str, *, timeout: float = 10.0, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._http = httpx.Client(
-            base_url=url.rstrip("/"),
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=timeout,
-            transport=transport,
-            trust_env=False,
-        )
+        self._connection = Connection(url, token, timeout=httpx.Timeout(timeout), transport=transport)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ControlPlane:
@@ -80,19 +81,14 @@ class ControlPlane:
         """What this attempt is to do; waits for a control plane that is restarting.
 
         Raises:
-            ControlUnreachableError: when the deadline passes without an answer.
-            AttemptFencedError: when the token is not valid any more.
+            AttemptFencedError: the attempt is over already.
+            ControlUnreachableError: no answer within the deadline.
         """
-        delays = Backoff()
-        give_up = time.monotonic() + deadline_seconds
-        while True:
-            try:
-                return AttemptBrief.model_validate_json(self._request("GET", "/internal/v1/attempt", None))
-            except ControlUnreachableError:
-                pause = delays.next()
-                if time.monotonic() + pause > give_up:
-                    raise
-                sleep(pause)
+        patience = Patience(
+            retries=None, seconds=deadline_seconds, longest_pause=_LONGEST_PAUSE, is_passing=_may_pass
+        )
+        call = Call("GET", "/internal/v1/attempt", _read_brief)
+        return self._run(self._connection.steps_of(call, patience), sleep)
 
     def post(self, batch: ReportBatch) -> ReportReceipt:
         """Deliver reports once (no retry).
@@ -100,46 +96,43 @@ class ControlPlane:
         Raises:
             ControlUnreachableError, AttemptFencedError, ReportRefusedError: see the classes.
         """
-        body = batch.model_dump_json().encode()
-        return ReportReceipt.model_validate_json(self._request("POST", "/internal/v1/reports", body))
+        content = batch.model_dump_json().encode()
+        call = Call("POST", "/internal/v1/reports", _read_receipt, content=content, is_repeatable=False)
+        return self._run(self._connection.steps_of(call))
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connection.close()
 
-    def _request(self, method: str, path: str, content: bytes | None) -> bytes:
-        headers = {"Content-Type": "application/json"} if content is not None else {}
+    def _run(self, steps: Steps[Result], sleep: Callable[[float], None] = time.sleep) -> Result:
         try:
-            answer = self._http.request(method, path, content=content, headers=headers)
-        except httpx.TransportError as error:
-            raise ControlUnreachableError(f"The control plane does not answer: {error}") from error
-        if answer.status_code in FENCED_STATUSES:
-            raise AttemptFencedError(
-                f"The control plane refused this attempt with status {answer.status_code}: "
-                f"{answer.text[:300]}"
-            )
-        if answer.status_code in RETRIED_STATUSES or answer.status_code >= 500:
-            raise ControlUnreachableError(f"The control plane answered with status {answer.status_code}.")
-        if answer.status_code >= 400:
-            raise ReportRefusedError(
-                f"The control plane refused a request with status {answer.status_code}: {answer.text[:500]}"
-            )
-        return answer.content
+            return self._connection.run(steps, sleep)
+        except ApiError as error:
+            raise _sort(error) from error
 
 
-class Backoff:
-    """Pauses that double from `first` to `longest` seconds, each shortened at random by up to a half."""
+def _may_pass(error: ApiError) -> bool:
+    return error.status is None or error.status in RETRIED_STATUSES or error.status >= 500
 
-    def __init__(self, first: float = 0.25, longest: float = 10.0) -> None:
-        self._pause = self._first = first
-        self._longest = longest
 
-    def next(self) -> float:
-        """The pause before the next try."""
-        pause, self._pause = self._pause, min(self._longest, self._pause * 2)
-        # Not one of the method's draws: only spreads the retries of many workers.
-        return pause * (1.0 - 0.5 * random.random())
+def _sort(error: ApiError) -> ControlUnreachableError | AttemptFencedError | ReportRefusedError:
+    """What a failed request means for an attempt."""
+    if error.status in FENCED_STATUSES:
+        return AttemptFencedError(
+            f"The control plane refused this attempt with status {error.status}: {error.message[:300]}"
+        )
+    if error.status is None:
+        return ControlUnreachableError(f"The control plane does not answer: {error.__cause__}")
+    if _may_pass(error):
+        return ControlUnreachableError(f"The control plane answered with status {error.status}.")
+    return ReportRefusedError(
+        f"The control plane refused a request with status {error.status}: {error.message[:500]}"
+    )
 
-    def reset(self) -> None:
-        """Start over after a success."""
-        self._pause = self._first
+
+def _read_brief(response: httpx.Response) -> AttemptBrief:
+    return AttemptBrief.model_validate_json(response.content)
+
+
+def _read_receipt(response: httpx.Response) -> ReportReceipt:
+    return ReportReceipt.model_validate_json(response.content)

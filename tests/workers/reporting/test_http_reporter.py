@@ -9,13 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tide.transport.patience import Backoff
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import DataSource, DataSpec, JobSpec, StudentSpec, TeacherSpec, resolve
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief, Metrics, Progress
 from tide_core.contracts.states import Phase
 from workers.reporting.client import HttpReporter, spool_path
-from workers.reporting.control import AttemptFencedError, Backoff, ControlPlane, ControlUnreachableError
+from workers.reporting.control import AttemptFencedError, ControlPlane, ControlUnreachableError
 from workers.reporting.recording import RecordingReporter
 from workers.reporting.reporter import ProgressMeter
 
