@@ -14,10 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
+from tide.client import Client
+from tide.errors import RequestConflictError
 from workers.demo import presentation
-from workers.demo.client import DemoClient
 from workers.demo.conversations import write_corpus
-from workers.demo.results import FinishedJob, finished_job, outcomes
+from workers.demo.results import FinishedJob, group_outcomes, read_finished
 from workers.demo.server import Service, own_service
 from workers.demo.setting import (
     ALL_JOBS,
@@ -30,13 +31,13 @@ from workers.demo.setting import (
     DemoJob,
     job_spec,
 )
-from workers.demo.watching import JobView, watch
+from workers.demo.watching import WatchedJob, watch
 
 _ACTIVE_JOBS = 2
 """Jobs at once: one for each core of the smallest machine that the demo is made for."""
 _INTERRUPTED = 130
 _FILE_WIDTH = 120
-"""Columns when nobody's terminal says: the tables fit."""
+"""Columns where no terminal sets them: the tables fit."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
     Raises:
         DemoServiceError: the demo's own service did not start or ended early.
         DemoJobError: a job failed.
-        ServiceError: the service refused a request.
+        ApiError: the service refused a request, or cannot be reached.
         SystemExit: 130 after Ctrl-C (or SIGTERM, or SIGHUP), once everything is ended.
     """
     console = Console(stderr=is_for_programs)
@@ -82,7 +83,7 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
         console.print("Interrupted: jobs are cancelled and the demo's own service is ended.")
         raise SystemExit(_INTERRUPTED) from None
     facts["seconds in all"] = round(time.monotonic() - began)
-    found = outcomes(jobs)
+    found = group_outcomes(jobs)
     presentation.write(folder, found, facts)
     if not is_for_programs:
         presentation.show(console, found)
@@ -92,7 +93,7 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
 
 @contextmanager
 def _endings_as_interrupt() -> Iterator[None]:
-    """Let a polite kill and a closed terminal end the demo as Ctrl-C does: with everything it started."""
+    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does: with everything that it started."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -126,26 +127,30 @@ def _distil(
     console.print(
         f"Metric that counts: {METRIC_THAT_COUNTS}. {len(demo_jobs)} jobs of {options.steps} steps."
     )
-    with DemoClient(service.url) as client:
-        views: list[JobView] = []
+    with Client(service.url) as client:
+        views: list[WatchedJob] = []
         try:
             for demo_job in demo_jobs:
-                job = client.submit(job_spec(demo_job, folder / "corpus", steps=options.steps))
-                views.append(JobView(job["id"], demo_job.name))
+                job = client.jobs.create(job_spec(demo_job, folder / "corpus", steps=options.steps))
+                views.append(WatchedJob(job, demo_job.name))
             watch(client, views, console, check=service.check)
         except BaseException:
             # Of its own service the demo ends everything anyway; another's must not keep on training.
             if service.process is None:
                 _cancel(client, views)
             raise
-    jobs = [finished_job(demo_job, view.job) for demo_job, view in zip(demo_jobs, views, strict=True)]
+    jobs = [read_finished(demo_job, view.job) for demo_job, view in zip(demo_jobs, views, strict=True)]
     return jobs, _facts(corpus, demo_jobs, options.steps)
 
 
-def _cancel(client: DemoClient, views: Sequence[JobView]) -> None:
+def _cancel(client: Client, views: Sequence[WatchedJob]) -> None:
     for view in views:
-        if not view.is_ended:
-            client.cancel(view.job_id)
+        try:
+            if not view.is_ended:
+                client.jobs.cancel(view.job.id)
+        except RequestConflictError:
+            if not client.jobs.get(view.job.id).is_ended:
+                raise
 
 
 def _facts(corpus: dict[str, Any], demo_jobs: Sequence[DemoJob], steps: int) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def as_json(outcomes: Sequence[PipelineOutcome], facts: Mapping[str, Any]) -> di
                 "comparisons": [_comparison_json(comparison) for comparison in outcome.comparisons],
                 "jobs": {
                     job.demo_job.variant.value: {
-                        "id": job.job["id"],
-                        "model": (job.job.get("model") or {}).get("location"),
+                        "id": job.job.id,
+                        "model": job.job.model.location if job.job.model else None,
                         "report": job.report,
                     }
                     for job in outcome.jobs
@@ -93,7 +93,7 @@ def write(folder: Path, outcomes: Sequence[PipelineOutcome], facts: Mapping[str,
 
 def sample_command(job: FinishedJob) -> str:
     """The line that samples from a job's student."""
-    location = (job.job.get("model") or {}).get("location", "CHECKPOINT")
+    location = job.job.model.location if job.job.model else "CHECKPOINT"
     return f'tide sample "{location}" "{SAMPLE_PROMPT}"'
 
 
@@ -112,14 +112,14 @@ def _comparison_lines(outcome: PipelineOutcome) -> list[str]:
         lines.append(
             f"{mark} {comparison.variant} against control, {comparison.figure.title}: "
             f"{result.difference:+.4f} [{result.low:+.4f}, {result.high:+.4f}], p = {result.p_value:.4f}: "
-            f"distillation {_said(comparison)}"
+            f"distillation {_verdict_text(comparison)}"
         )
     if not lines:
         lines.append("No intervals: the per-sequence figures cannot be read from this machine.")
     return lines
 
 
-def _said(comparison: Comparison) -> str:
+def _verdict_text(comparison: Comparison) -> str:
     verdict = comparison.verdict
     return "made no clear difference" if verdict == "no clear difference" else verdict
 

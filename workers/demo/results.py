@@ -13,6 +13,8 @@ from jaxtyping import Float64
 
 from tide_core.contracts.errors import TideError
 from tide_core.contracts.objective import Pipeline, Variant
+from tide_core.contracts.resources import Job
+from tide_core.contracts.states import JobState
 from tide_core.studies.paired import PairedResult, paired_bootstrap
 from workers.demo.setting import DemoJob
 
@@ -29,7 +31,7 @@ class DemoJobError(TideError):
 
 
 @dataclass(frozen=True)
-class Figure:
+class TableFigure:
     """One column of the table.
 
     Attributes:
@@ -47,13 +49,13 @@ class Figure:
     denominator: str | None = None
 
 
-NELBO = Figure("NELBO, nats/token", ("nelbo_per_token",), True, "nll", "tokens")
+NELBO = TableFigure("NELBO, nats/token", ("nelbo_per_token",), True, "nll", "tokens")
 FIGURES = (
     NELBO,
-    Figure("NELBO, nats/byte", ("content_nelbo_per_byte",), True),
-    Figure("masked-token accuracy", ("masked_token_accuracy",), False, "hits", "asked"),
-    Figure("exact match", ("exact_match",), False, "exact_match"),
-    Figure("KL to teacher", ("forward_kl_to_teacher", "forward_chunk_kl_to_teacher"), True),
+    TableFigure("NELBO, nats/byte", ("content_nelbo_per_byte",), True),
+    TableFigure("masked-token accuracy", ("masked_token_accuracy",), False, "hits", "asked"),
+    TableFigure("exact match", ("exact_match",), False, "exact_match"),
+    TableFigure("KL to teacher", ("forward_kl_to_teacher", "forward_chunk_kl_to_teacher"), True),
 )
 COMPARED = tuple(figure for figure in FIGURES if figure.numerator is not None)
 
@@ -69,27 +71,25 @@ class FinishedJob:
     """
 
     demo_job: DemoJob
-    job: Mapping[str, Any]
+    job: Job
     columns: Columns
 
     @property
     def report(self) -> Mapping[str, Any]:
         """The evaluation's report."""
-        result: Mapping[str, Any] = self.job["result"]
-        return result
+        return self.job.result or {}
 
 
-def finished_job(demo_job: DemoJob, job: Mapping[str, Any]) -> FinishedJob:
+def read_finished(demo_job: DemoJob, job: Job) -> FinishedJob:
     """Read what a job left.
 
     Raises:
         DemoJobError: it did not succeed; the service's own reason is passed on.
     """
-    if job["status"] != "succeeded":
-        error = job.get("error") or {}
-        reason = f"{error['message']} ({error['code']})" if error else "no reason is known"
-        raise DemoJobError(f"The job {job['id']} ({demo_job.name}) {job['status']}: {reason}")
-    path = Path(job["result"].get("sequences", ""))
+    if job.status is not JobState.SUCCEEDED:
+        reason = f"{job.error.message} ({job.error.code})" if job.error else "no reason is known"
+        raise DemoJobError(f"The job {job.id} ({demo_job.name}) {job.status}: {reason}")
+    path = Path((job.result or {}).get("sequences", ""))
     return FinishedJob(demo_job, job, _read_columns(path) if path.is_file() else {})
 
 
@@ -99,7 +99,7 @@ def _read_columns(path: Path) -> Columns:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One model of the table: its figures in the order of `FIGURES`, None where it has none."""
 
     name: str
@@ -111,7 +111,7 @@ class Comparison:
     """A distilled student against its control on the same held-out sequences."""
 
     variant: Variant
-    figure: Figure
+    figure: TableFigure
     result: PairedResult
 
     @property
@@ -127,12 +127,12 @@ class PipelineOutcome:
     """All jobs with one teacher."""
 
     pipeline: Pipeline
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     comparisons: tuple[Comparison, ...]
     jobs: tuple[FinishedJob, ...]
 
 
-def outcomes(jobs: Sequence[FinishedJob]) -> list[PipelineOutcome]:
+def group_outcomes(jobs: Sequence[FinishedJob]) -> list[PipelineOutcome]:
     """Group finished jobs by teacher and compare each distilled student with its control."""
     found = []
     for pipeline in Pipeline:
@@ -142,7 +142,7 @@ def outcomes(jobs: Sequence[FinishedJob]) -> list[PipelineOutcome]:
     return found
 
 
-def _rows(jobs: Sequence[FinishedJob]) -> tuple[Row, ...]:
+def _rows(jobs: Sequence[FinishedJob]) -> tuple[TableRow, ...]:
     ordered = sorted(jobs, key=lambda job: job.demo_job.variant is not CONTROL)
     # Controls leave the baselines out: start and teacher are the same for all jobs of a teacher.
     baselines = next((job for job in jobs if "start" in job.report["models"]), None)
@@ -155,12 +155,12 @@ def _rows(jobs: Sequence[FinishedJob]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _row(name: str, job: FinishedJob, model: str) -> Row:
+def _row(name: str, job: FinishedJob, model: str) -> TableRow:
     figures: Mapping[str, Any] = job.report["models"][model]
-    return Row(name, tuple(_value(figures, figure) for figure in FIGURES))
+    return TableRow(name, tuple(_value(figures, figure) for figure in FIGURES))
 
 
-def _value(figures: Mapping[str, Any], figure: Figure) -> float | None:
+def _value(figures: Mapping[str, Any], figure: TableFigure) -> float | None:
     for key in figure.keys:
         value = figures.get(key)
         if isinstance(value, Mapping):
@@ -183,7 +183,7 @@ def _comparisons(jobs: Sequence[FinishedJob]) -> tuple[Comparison, ...]:
     )
 
 
-def compare(job: FinishedJob, control: FinishedJob, figure: Figure) -> Comparison | None:
+def compare(job: FinishedJob, control: FinishedJob, figure: TableFigure) -> Comparison | None:
     """Distilled minus control with its paired bootstrap interval; None when either lacks the figure."""
     numerator = f"student/{figure.numerator}"
     if numerator not in job.columns or numerator not in control.columns:

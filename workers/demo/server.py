@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tide.client import Client
+from tide.errors import ApiError
 from tide_core.contracts.errors import TideError
-from workers.demo.client import DemoClient
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
@@ -33,7 +34,7 @@ class Service:
 
     Attributes:
         url: where it listens.
-        process: None when somebody else runs it.
+        process: None when it was running before the demo.
         log: what it prints, None likewise.
     """
 
@@ -97,7 +98,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def find_free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
+    """A loopback port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -106,8 +107,8 @@ def find_free_port() -> int:
 
 def _await_ready(service: Service) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    with DemoClient(service.url) as client:
-        while not client.is_ready():
+    with Client(service.url, retries=0) as client:
+        while not _is_ready(client):
             service.check()
             if time.monotonic() > deadline:
                 raise DemoServiceError(
@@ -115,6 +116,13 @@ def _await_ready(service: Service) -> None:
                     f"{_tail(service.log)}\nRun `tide doctor`."
                 )
             time.sleep(0.2)
+
+
+def _is_ready(client: Client) -> bool:
+    try:
+        return client.ready().status == "ready"
+    except ApiError:
+        return False
 
 
 def _tide_command() -> list[str]:

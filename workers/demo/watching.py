@@ -5,55 +5,55 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from workers.demo.client import ENDED, DemoClient
+from tide.client import Client
+from tide_core.contracts.resources import Job
+from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
 
-_PHASE_SHARES = {"prepare": (0.0, 0.05), "train": (0.05, 0.85), "evaluate": (0.85, 1.0)}
+_PHASE_SHARES = {Phase.PREPARE: (0.0, 0.05), Phase.TRAIN: (0.05, 0.85), Phase.EVALUATE: (0.85, 1.0)}
 """Where a phase begins and ends on a job's bar: about its share of the time."""
+_SHOWN_POINTS = 4
+"""Of a series only the last point is shown; the server sends no fewer."""
 
 
 @dataclass
-class JobView:
+class WatchedJob:
     """What is shown of one job."""
 
-    job_id: str
+    job: Job
+    """As the service showed it last."""
     name: str
-    status: str = "queued"
     stage: str = ""
     done: float = 0.0
     """Share of the whole job, 0 to 1."""
     loss: float | None = None
     step: int = 0
-    job: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_ended(self) -> bool:
         """Whether nothing more will happen."""
-        return self.status in ENDED
+        return self.job.status in TERMINAL_STATES
 
-    def update(self, job: dict[str, Any]) -> None:
+    def update(self, job: Job) -> None:
         """Take over what the service says."""
         self.job = job
-        self.status = job["status"]
-        progress = job.get("progress")
-        if self.status == "succeeded":
+        progress = job.progress
+        if job.status is JobState.SUCCEEDED:
             self.done, self.stage = 1.0, ""
         elif progress:
-            begin, end = _PHASE_SHARES[progress["phase"]]
-            total = progress.get("total") or 0.0
-            share = min(1.0, progress["completed"] / total) if total else 0.0
+            begin, end = _PHASE_SHARES[progress.phase]
+            share = min(1.0, progress.completed / progress.total) if progress.total else 0.0
             self.done = max(self.done, begin + (end - begin) * share)
-            self.stage = progress["stage"]
+            self.stage = progress.stage
 
     @property
     def line(self) -> str:
         """Status, stage and loss in a few words."""
-        parts = [self.status]
+        parts: list[str] = [self.job.status]
         if self.stage and not self.is_ended:
             parts.append(self.stage)
         if self.loss is not None and not self.is_ended:
@@ -62,8 +62,8 @@ class JobView:
 
 
 def watch(
-    client: DemoClient,
-    views: Sequence[JobView],
+    client: Client,
+    views: Sequence[WatchedJob],
     console: Console,
     *,
     check: Callable[[], None],
@@ -90,16 +90,15 @@ def watch(
             time.sleep(interval)
 
 
-def _refresh(client: DemoClient, view: JobView) -> None:
-    view.update(client.job(view.job_id))
-    if view.status == "running":
-        steps, values = client.series(view.job_id, "loss")
-        if steps:
-            view.step, view.loss = steps[-1], values[-1]
+def _refresh(client: Client, view: WatchedJob) -> None:
+    view.update(client.jobs.get(view.job.id))
+    if view.job.status is JobState.RUNNING:
+        for series in client.jobs.metrics(view.job.id, "loss", max_points=_SHOWN_POINTS).data:
+            view.step, view.loss = series.steps[-1], series.values[-1]
 
 
 @contextmanager
-def _display(console: Console, views: Sequence[JobView]) -> Iterator[Callable[[], None]]:
+def _display(console: Console, views: Sequence[WatchedJob]) -> Iterator[Callable[[], None]]:
     if not console.is_terminal:
         yield _plain_lines(console, views)
         return
@@ -120,23 +119,23 @@ def _display(console: Console, views: Sequence[JobView]) -> Iterator[Callable[[]
         yield show
 
 
-def _show_bar(progress: Progress, task: TaskID, view: JobView) -> None:
-    if view.status != "queued":
+def _show_bar(progress: Progress, task: TaskID, view: WatchedJob) -> None:
+    if view.job.status is not JobState.QUEUED:
         progress.start_task(task)
     progress.update(task, completed=view.done, line=view.line)
     if view.is_ended:
         progress.stop_task(task)
 
 
-def _plain_lines(console: Console, views: Sequence[JobView]) -> Callable[[], None]:
+def _plain_lines(console: Console, views: Sequence[WatchedJob]) -> Callable[[], None]:
     """One line when a job's state or stage changes or every tenth of its way."""
-    shown: dict[str, tuple[str, str, int]] = {}
+    shown: dict[str, tuple[JobState, str, int]] = {}
 
     def show() -> None:
         for view in views:
-            state = (view.status, view.stage, int(view.done * 10))
-            if shown.get(view.job_id) != state:
-                shown[view.job_id] = state
+            state = (view.job.status, view.stage, int(view.done * 10))
+            if shown.get(view.job.id) != state:
+                shown[view.job.id] = state
                 console.print(f"{view.name}: {view.done:4.0%} {view.line}", markup=False, highlight=False)
 
     return show

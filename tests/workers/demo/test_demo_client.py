@@ -4,7 +4,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +14,29 @@ import httpx
 import pytest
 from rich.console import Console
 
-from tide_core.contracts.errors import NotFoundError
+from tests.support.job_objects import MOMENT, job_object
+from tests.support.running_app import run_app
+from tide.client import Client
+from tide.errors import AuthenticationError
 from tide_core.contracts.job import JobSpec
 from tide_core.contracts.objective import Variant
-from workers.demo import server
-from workers.demo.client import DemoClient, ServiceError
+from tide_core.contracts.resources import Job, JobProgress
+from workers.demo import main, server
+from workers.demo.results import DemoJobError
 from workers.demo.server import DemoServiceError, own_service
 from workers.demo.setting import ALL_JOBS, MAIN_JOBS, job_spec
-from workers.demo.watching import JobView, watch
-
-Handler = Callable[[httpx.Request], httpx.Response]
+from workers.demo.watching import WatchedJob, watch
 
 
-def client_of(handler: Handler) -> DemoClient:
-    return DemoClient("http://demo", transport=httpx.MockTransport(handler))
-
-
-def refusal(status: int, code: str) -> httpx.Response:
-    return httpx.Response(
-        status, json={"error": {"message": "No.", "type": "x", "param": None, "code": code}}
-    )
-
-
-def test_submit_posts_a_spec_that_the_contract_takes(tmp_path: Path) -> None:
+def test_a_spec_is_posted_as_the_contract_takes_it(tmp_path: Path) -> None:
     posted: list[dict[str, Any]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        assert (request.method, request.url.path) == ("POST", "/v1/jobs")
         posted.append(json.loads(request.content))
-        return httpx.Response(201, json={"id": "job-1", "status": "queued"})
+        return httpx.Response(201, text=job_object().model_dump_json())
 
     spec = job_spec(MAIN_JOBS[0], tmp_path)
-    assert client_of(handler).submit(spec)["id"] == "job-1"
+    Client("http://demo", transport=httpx.MockTransport(handler)).jobs.create(spec)
     assert JobSpec.model_validate(posted[0]) == spec
 
 
@@ -64,40 +57,53 @@ def test_all_eight_combinations_have_a_spec(tmp_path: Path) -> None:
     assert len({job_spec(job, tmp_path).name for job in ALL_JOBS}) == 8
 
 
-def test_the_service_own_message_reaches_the_user() -> None:
-    with pytest.raises(ServiceError, match=r"No\. \(bad_thing\)"):
-        client_of(lambda request: refusal(422, "bad_thing")).job("x")
-    with pytest.raises(NotFoundError):
-        client_of(lambda request: refusal(404, "not_found")).job("x")
-    with pytest.raises(ServiceError, match="answered 500: oops"):
-        client_of(lambda request: httpx.Response(500, text="oops")).job("x")
+def cancel_all(client: Client, count: int) -> None:
+    """End the demo's jobs as soon as all are there: nothing computes behind them."""
+    while len(jobs := list(client.jobs.list())) < count:
+        time.sleep(0.05)
+    for job in jobs:
+        job.cancel()
 
 
-def test_an_unreachable_service_is_said_so() -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused")
+def test_a_service_that_asks_for_tokens_takes_the_demos_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = f"tide_{'0' * 64}"
+    folder = tmp_path / "service"
+    monkeypatch.setattr(main, "write_corpus", write_small_corpus)
+    with run_app(folder, authentication="tokens", bootstrap_token=token) as url:
+        request = main.DemoRequest(tmp_path / "demo", url)
+        monkeypatch.delenv("TIDE_TOKEN", raising=False)
+        with pytest.raises(AuthenticationError):
+            main.run(request)
+        monkeypatch.setenv("TIDE_TOKEN", token)
+        ending = threading.Thread(target=cancel_all, args=(Client(url), len(MAIN_JOBS)))
+        ending.start()
+        with pytest.raises(DemoJobError, match="cancelled"):
+            main.run(request)
+        ending.join()
+        names = {(job.name, job.posted_by) for job in Client(url).jobs.list()}
+        assert names == {(demo_job.name, "bootstrap") for demo_job in MAIN_JOBS}
 
-    with pytest.raises(ServiceError, match="cannot be reached"):
-        client_of(handler).job("x")
-    assert not client_of(handler).is_ready()
+
+def write_small_corpus(folder: Path, *_: Any) -> dict[str, Any]:
+    """Files where the demo's specs look for them; their rows are never read here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "test", "test_tasks"):
+        (folder / f"{name}.jsonl").write_text('{"prompt": "a", "response": "b", "kind": "c"}\n')
+    return {"splits": {}, "documentation_licence": ""}
 
 
-def test_cancel_of_an_ended_job_is_no_error() -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
-        if request.method == "POST":
-            return refusal(409, "conflict")
-        return httpx.Response(200, json={"status": "succeeded"})
+def story() -> Iterator[Job]:
+    def show(status: str, phase: str, stage: str) -> Job:
+        progress = JobProgress(phase=phase, stage=stage, completed=50, total=100, updated_at=MOMENT)
+        return job_object(status=status, progress=progress)
 
-    client_of(handler).cancel("x")
-
-
-def story() -> Iterator[dict[str, Any]]:
-    progress = {"phase": "train", "stage": "training", "completed": 50, "total": 100, "unit": "steps"}
-    yield {"status": "queued", "progress": None}
-    yield {"status": "preparing", "progress": progress | {"phase": "prepare", "stage": "tokenising"}}
-    yield {"status": "running", "progress": progress}
-    yield {"status": "evaluating", "progress": progress | {"phase": "evaluate", "stage": "sampling"}}
-    yield {"status": "succeeded", "progress": None, "result": {"answer": 42}}
+    yield job_object()
+    yield show("preparing", "prepare", "tokenising")
+    yield show("running", "train", "training")
+    yield show("evaluating", "evaluate", "sampling")
+    yield job_object(status="succeeded", result={"answer": 42})
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
@@ -106,16 +112,17 @@ def test_watch_shows_every_stage_and_ends_with_the_job(is_terminal: bool) -> Non
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/metrics"):
-            return httpx.Response(200, json={"data": [{"steps": [9, 50], "values": [3.0, 1.25]}]})
-        return httpx.Response(200, json=next(states))
+            series = {"name": "loss", "count": 2, "steps": [9, 50], "values": [3.0, 1.25]}
+            return httpx.Response(200, json={"job_id": "job-1", "data": [series]})
+        return httpx.Response(200, text=next(states).model_dump_json())
 
     output = io.StringIO()
     console = Console(file=output, force_terminal=is_terminal, width=120)
-    view = JobView("job-1", "moe · tide_cross")
+    view = WatchedJob(job_object(), "moe · tide_cross")
     checks: list[int] = []
-    with client_of(handler) as client:
+    with Client("http://demo", transport=httpx.MockTransport(handler)) as client:
         watch(client, [view], console, check=lambda: checks.append(1), interval=0)
-    assert view.job["result"] == {"answer": 42}
+    assert view.job.result == {"answer": 42}
     assert view.done == 1.0
     assert len(checks) == 4
     shown = output.getvalue()
@@ -138,6 +145,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/readyz" else 404)
         self.end_headers()
+        self.wfile.write(b'{{"status": "ready", "checks": []}}')
     def log_message(self, *a):
         pass
 server = http.server.HTTPServer(("127.0.0.1", port), Handler)

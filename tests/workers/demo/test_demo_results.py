@@ -9,13 +9,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.support.job_objects import job_object
+from tide.client import Client
 from tide_core.contracts.objective import Pipeline
+from tide_core.contracts.resources import Job, JobError, JobModel
 from workers.demo import main, presentation
-from workers.demo.results import NELBO, DemoJobError, FinishedJob, compare, finished_job, outcomes
+from workers.demo.results import NELBO, DemoJobError, FinishedJob, compare, group_outcomes, read_finished
 from workers.demo.server import Service
 from workers.demo.setting import MAIN_JOBS, DemoJob
 from workers.student.journal import Speeds
@@ -28,7 +32,7 @@ def figures(nll: np.ndarray, **others: float) -> dict[str, Any]:
     return {"nelbo_per_token": float(nll.sum() / TOKENS.sum()), "masked_token_accuracy": 0.5, **others}
 
 
-def job_json(folder: Path, demo_job: DemoJob, nll: np.ndarray, *, has_baselines: bool) -> dict[str, Any]:
+def ended_job(folder: Path, demo_job: DemoJob, nll: np.ndarray, *, has_baselines: bool) -> Job:
     """A job as the service shows it, with its per-sequence file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sequences.npz"
@@ -43,18 +47,17 @@ def job_json(folder: Path, demo_job: DemoJob, nll: np.ndarray, *, has_baselines:
     }
     if has_baselines:
         models |= {"start": figures(nll * 2), "teacher": {"content_nelbo_per_byte": 0.1}}
-    return {
-        "id": f"job-{demo_job.variant}",
-        "status": "succeeded",
-        "error": None,
-        "model": {"location": str(folder / "model")},
-        "result": {
+    return job_object(
+        f"job-{demo_job.variant}",
+        status="succeeded",
+        model=JobModel(id="model-1", location=str(folder / "model"), step=1, bytes=1),
+        result={
             "models": models,
             "sequences": str(path),
             "sizes": {"student_parameters": 1_500_000},
             "speeds": asdict(Speeds(0.25, tokens_per_second=100.0, teacher_wait_ratio=0.1)),
         },
-    }
+    )
 
 
 @pytest.fixture
@@ -64,8 +67,8 @@ def pair(tmp_path: Path) -> list[FinishedJob]:
     distilled_nll = control_nll - 0.1 * TOKENS
     distilled, control = MAIN_JOBS[:2]
     return [
-        finished_job(distilled, job_json(tmp_path / "a", distilled, distilled_nll, has_baselines=True)),
-        finished_job(control, job_json(tmp_path / "b", control, control_nll, has_baselines=False)),
+        read_finished(distilled, ended_job(tmp_path / "a", distilled, distilled_nll, has_baselines=True)),
+        read_finished(control, ended_job(tmp_path / "b", control, control_nll, has_baselines=False)),
     ]
 
 
@@ -86,7 +89,7 @@ def test_an_interval_around_zero_is_no_clear_difference(pair: list[FinishedJob])
 
 
 def test_rows_are_start_control_distilled_teacher(pair: list[FinishedJob]) -> None:
-    (outcome,) = outcomes(pair)
+    (outcome,) = group_outcomes(pair)
     assert outcome.pipeline is Pipeline.CROSS_TOKENIZER
     assert [row.name for row in outcome.rows] == ["start", "control (none)", "tide_cross", "teacher"]
     assert outcome.rows[3].values[0] is None
@@ -99,39 +102,35 @@ def test_rows_are_start_control_distilled_teacher(pair: list[FinishedJob]) -> No
 def test_without_the_sequence_file_there_are_figures_but_no_intervals(
     pair: list[FinishedJob], tmp_path: Path
 ) -> None:
-    job = {**pair[0].job, "result": {**pair[0].report, "sequences": str(tmp_path / "elsewhere.npz")}}
-    (outcome,) = outcomes([finished_job(MAIN_JOBS[0], job), pair[1]])
+    report = {**pair[0].report, "sequences": str(tmp_path / "elsewhere.npz")}
+    job = pair[0].job.model_copy(update={"result": report})
+    (outcome,) = group_outcomes([read_finished(MAIN_JOBS[0], job), pair[1]])
     assert outcome.comparisons == ()
     assert "No intervals" in presentation.markdown([outcome], {})
 
 
 def test_speeds_are_read_as_training_reports_them(pair: list[FinishedJob]) -> None:
-    text = presentation.markdown(outcomes(pair), {})
+    text = presentation.markdown(group_outcomes(pair), {})
     assert "0.250 s/step, 100 tokens/s, waited for the teacher 10% of the time" in text
 
 
 def test_the_student_to_try_is_never_the_control(pair: list[FinishedJob]) -> None:
-    (outcome,) = outcomes(pair)
+    (outcome,) = group_outcomes(pair)
     control_first = replace(outcome, jobs=[pair[1]])
     assert "A student to try" not in presentation.markdown([control_first], {})
-    assert str(pair[0].job["model"]["location"]) in presentation.markdown([outcome], {})
+    assert pair[0].job.model.location in presentation.markdown([outcome], {})
 
 
 def test_a_failed_job_gives_its_own_reason() -> None:
-    job = {
-        "id": "job-1",
-        "status": "failed",
-        "error": {"code": "non_finite_loss", "message": "Step 3."},
-        "result": None,
-    }
+    job = job_object(status="failed", error=JobError(code="non_finite_loss", message="Step 3."))
     with pytest.raises(
         DemoJobError, match=r"job-1 \(moe · tide_cross\) failed: Step 3\. \(non_finite_loss\)"
     ):
-        finished_job(MAIN_JOBS[0], job)
+        read_finished(MAIN_JOBS[0], job)
 
 
 def test_the_report_says_the_same_in_every_form(pair: list[FinishedJob], tmp_path: Path) -> None:
-    found = outcomes(pair)
+    found = group_outcomes(pair)
     presentation.write(tmp_path, found, {"steps": 3})
     text = (tmp_path / "report.md").read_text()
     values = json.loads((tmp_path / "report.json").read_text())
@@ -154,34 +153,30 @@ class Recorder:
         self.posted: list[str] = []
         self.cancelled: list[str] = []
 
-    def submit(self, spec: Any) -> dict[str, Any]:
-        self.posted.append(spec.name)
-        return {"id": spec.name}
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        if job_id == self.posted[-1]:
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        job_id, _, action = request.url.path.removeprefix("/v1/jobs").strip("/").partition("/")
+        if request.method == "POST" and not job_id:
+            job_id = f"job-{len(self.posted)}"
+            self.posted.append(json.loads(request.content)["name"])
+        elif action == "cancel":
+            self.cancelled.append(job_id)
+        elif action == "metrics":
+            return httpx.Response(200, json={"job_id": job_id, "data": []})
+        elif job_id == f"job-{len(self.posted) - 1}":
             raise KeyboardInterrupt
-        return {"status": "running" if job_id != self.posted[0] else "succeeded", "progress": None}
+        status = "running" if job_id != "job-0" else "succeeded"
+        return httpx.Response(200, text=job_object(job_id, status=status).model_dump_json())
 
-    def series(self, job_id: str, name: str) -> tuple[list[int], list[float]]:
-        return [], []
-
-    def cancel(self, job_id: str) -> None:
-        self.cancelled.append(job_id)
-
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+    def open(self, url: str) -> Client:
+        return Client(url, transport=httpx.MockTransport(self))
 
 
 @pytest.mark.parametrize("is_own", [False, True])
-def test_ctrl_c_cancels_the_jobs_on_somebody_elses_service(
+def test_ctrl_c_cancels_the_jobs_on_a_service_that_was_running_before(
     is_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(main, "DemoClient", lambda url: recorder)
+    monkeypatch.setattr(main, "Client", recorder.open)
     monkeypatch.setattr(main, "write_corpus", lambda *arguments: {"splits": {}, "documentation_licence": ""})
     if is_own:
         service = Service("http://own", process=object())  # type: ignore[arg-type]
@@ -191,7 +186,7 @@ def test_ctrl_c_cancels_the_jobs_on_somebody_elses_service(
         main.run(request)
     assert ended.value.code == 130
     assert recorder.posted == [job.name for job in MAIN_JOBS]
-    assert recorder.cancelled == ([] if is_own else recorder.posted[1:])
+    assert recorder.cancelled == ([] if is_own else ["job-1", "job-2", "job-3"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
