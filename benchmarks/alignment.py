@@ -35,7 +35,7 @@ class Side:
         return [part.tolist() for part in np.split(self.ids, ends)]
 
 
-def drawn_sides(contents: int, tokens: int, seed: int = 3) -> tuple[Side, Side]:
+def draw_sides(contents: int, tokens: int, seed: int = 3) -> tuple[Side, Side]:
     """Two tokenisations of the same contents, about ``tokens`` tokens of 1 to 8 bytes each."""
     draws = np.random.default_rng(seed)
     lengths = draws.integers(1, LONGEST_TOKEN + 1, VOCABULARY)
@@ -43,7 +43,7 @@ def drawn_sides(contents: int, tokens: int, seed: int = 3) -> tuple[Side, Side]:
     of_length = [np.flatnonzero(lengths == size) for size in range(LONGEST_TOKEN + 1)]
     total = int(tokens * BYTES_PER_TOKEN)
 
-    def side() -> Side:
+    def draw_side() -> Side:
         parts = []
         for _ in range(contents):
             sizes = draws.integers(1, LONGEST_TOKEN + 1, total)
@@ -52,16 +52,16 @@ def drawn_sides(contents: int, tokens: int, seed: int = 3) -> tuple[Side, Side]:
             parts.append(np.array([draws.choice(of_length[size]) for size in sizes]))
         return Side(np.concatenate(parts), np.array([len(part) for part in parts]), strings, lengths)
 
-    return side(), side()
+    return draw_side(), draw_side()
 
 
 def whole(a: Side, b: Side) -> tuple[np.ndarray, np.ndarray]:
     """Chunk numbers of all tokens, counted through over all contents."""
-    chunks = chunking(a, b)
+    chunks = align_sides(a, b)
     return chunk_ids_per_token(chunks[:, :2], len(a.ids)), chunk_ids_per_token(chunks[:, 2:], len(b.ids))
 
 
-def chunking(a: Side, b: Side) -> np.ndarray:
+def align_sides(a: Side, b: Side) -> np.ndarray:
     """Token ranges of all chunks."""
     lengths = np.take(a.lengths, a.ids), np.take(b.lengths, b.ids)
     return align_chunks_batch(lengths[0], a.counts, lengths[1], b.counts)[0]
@@ -88,7 +88,7 @@ def tight_loop(lengths_a: list[list[int]], lengths_b: list[list[int]]) -> None:
 
 def measure(*, repeats: int, contents: int = 256, tokens: int = 256) -> dict[str, Any]:
     """Tokens a second (of both sides, on one core) of each way, and the ratios to the loops."""
-    a, b = drawn_sides(contents, tokens)
+    a, b = draw_sides(contents, tokens)
     for ours, theirs in zip(whole(a, b), collator_loop(a, b), strict=True):
         assert np.array_equal(ours, theirs), "the loop and the vectorised alignment cut different chunks"
     lengths_a, lengths_b = ([side.lengths[ids].tolist() for ids in side.contents()] for side in (a, b))
@@ -97,7 +97,7 @@ def measure(*, repeats: int, contents: int = 256, tokens: int = 256) -> dict[str
             "collator": lambda: collator_loop(a, b),
             "whole": lambda: whole(a, b),
             "tight loop": lambda: tight_loop(lengths_a, lengths_b),
-            "chunking": lambda: chunking(a, b),
+            "chunking": lambda: align_sides(a, b),
         },
         repeats=repeats,
     )

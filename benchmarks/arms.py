@@ -92,7 +92,7 @@ class TideArm:
 
     def step(self, rows: Sequence[PreparedSample], learning_rate: float) -> tuple[float, dict[str, float]]:
         """Draw, ask, wait for the answer, forward, backward, update; the loss and its parts."""
-        batch = self.drawn(rows)
+        batch = self.draw_batch(rows)
         answer = None
         if batch.request is not None:
             assert self.transport is not None
@@ -101,7 +101,7 @@ class TideArm:
 
     def run(self, steps: Sequence[Sequence[PreparedSample]], learning_rate: float) -> list[float]:
         """As a job trains: later steps are drawn and asked while the student works on the present one."""
-        drawn = (self.drawn(rows) for rows in steps)
+        drawn = (self.draw_batch(rows) for rows in steps)
         asked = (AskedStep(batch, [batch.request] if batch.request is not None else []) for batch in drawn)
         losses = []
         with Prefetcher(self.transport, asked, PREFETCHED_STEPS) as answered:
@@ -110,7 +110,7 @@ class TideArm:
                 losses.append(self.train(step.payload, answer, learning_rate)[0])
         return losses
 
-    def drawn(self, rows: Sequence[PreparedSample]) -> MicroBatch:
+    def draw_batch(self, rows: Sequence[PreparedSample]) -> MicroBatch:
         """The samples with their noise, laid out, and their question."""
         noisy = [draw(sample, 0, self.recipe) for sample in rows]
         return collate(noisy, self.recipe, mask_token_id=self._sizes.mask_id)

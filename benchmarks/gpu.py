@@ -145,7 +145,7 @@ def waiting(scenario: Scenario, sizes: Sizes, device: str, *, number_of_steps: i
     rows = samples(scenario, sizes, number_of_steps + WARM_STEPS)
 
     def draw_step(number: int) -> DrawnStep:
-        return DrawnStep(number, [arm.drawn(batch_of(rows, sizes, number))])
+        return DrawnStep(number, [arm.draw_batch(batch_of(rows, sizes, number))])
 
     waited = begun = 0.0
     with Prefetcher(arm.transport, ask_steps(draw_step, range(number_of_steps + WARM_STEPS)), 2) as answered:

@@ -49,14 +49,14 @@ def operands(rows: int, vocab: int, width: int, teacher_width: int, device: str 
     """Drawn operands, the student's with gradient."""
     generator = torch.Generator().manual_seed(5)
 
-    def drawn(*shape: int) -> Tensor:
+    def draw_normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
     return Operands(
-        drawn(rows, width).requires_grad_(),
-        (0.05 * drawn(vocab, width)).requires_grad_(),
-        drawn(rows, teacher_width),
-        0.05 * drawn(vocab, teacher_width),
+        draw_normal(rows, width).requires_grad_(),
+        (0.05 * draw_normal(vocab, width)).requires_grad_(),
+        draw_normal(rows, teacher_width),
+        0.05 * draw_normal(vocab, teacher_width),
         torch.randint(vocab, (rows,), generator=generator).to(device),
         torch.full((rows,), SHARE, device=device),
     )

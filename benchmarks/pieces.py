@@ -148,7 +148,7 @@ def wire(sizes: Sizes) -> dict[str, Any]:
     return found
 
 
-def answered(transport: ScoreTransport, request: ScoreRequest) -> ScoreResponse:
+def ask(transport: ScoreTransport, request: ScoreRequest) -> ScoreResponse:
     """Ask and wait."""
     return transport.submit(request).result()
 
@@ -169,8 +169,8 @@ def cache(sizes: Sizes, *, repeats: int) -> dict[str, Any]:
             assert np.array_equal(first.array, again.array)
             found[name] = alternate(
                 {
-                    "hit": partial(answered, caching, request),
-                    "teacher": partial(answered, direct, request),
+                    "hit": partial(ask, caching, request),
+                    "teacher": partial(ask, direct, request),
                 },
                 repeats=repeats,
             )

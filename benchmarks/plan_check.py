@@ -257,7 +257,7 @@ def _peak_bytes() -> int:
     raise RuntimeError("this system does not say how much memory a process used at most")
 
 
-def planned(name: str, kind: DeviceKind, options: argparse.Namespace) -> dict[str, float]:
+def plan_scenario(name: str, kind: DeviceKind, options: argparse.Namespace) -> dict[str, float]:
     """What the planner says of a scenario: one trainer and one replica, a device each."""
     pipeline, _ = SCENARIOS[name]
     plan = make_plan(
@@ -290,7 +290,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
         key: (before[key] + after[key]) / 2 if isinstance(before[key], float) else before[key]
         for key in before
     }
-    expected = planned(name, DeviceKind.model_validate(figures), options)
+    expected = plan_scenario(name, DeviceKind.model_validate(figures), options)
     errors = {
         key: expected[key] / measured[key] - 1.0 for key in measured if measured[key] > 1e-3 and expected[key]
     }

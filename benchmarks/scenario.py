@@ -185,7 +185,7 @@ def student(sizes: Sizes, *, device: str = "cpu") -> BlockDiffusionStudent:
     }
     if sizes.true_size:
         config |= QWEN3_0_6B
-    return _drawn(BlockDiffusionStudent, config, sizes.seed, torch.float32, device)
+    return _draw_model(BlockDiffusionStudent, config, sizes.seed, torch.float32, device)
 
 
 def teacher(
@@ -194,11 +194,11 @@ def teacher(
     """A frozen teacher with drawn weights: LLaDA2's mixture of experts, or WeDLM's dense shape."""
     architecture = "llada2_moe" if kind == "mixture" else "wedlm"
     config = teacher_config(kind, sizes)
-    model = _drawn(model_class(architecture), config, sizes.seed + 1, dtype, device)
+    model = _draw_model(model_class(architecture), config, sizes.seed + 1, dtype, device)
     return model.eval().requires_grad_(False)
 
 
-def _drawn(
+def _draw_model(
     kind: type[DecoderT], config: dict[str, Any], seed: int, dtype: torch.dtype, device: str
 ) -> DecoderT:
     """Drawn weights; on an accelerator they are drawn there, since billions would take the CPU minutes."""

@@ -68,12 +68,12 @@ def even_tail(objective: str, student: Tensor, top: TopK, temperature: float) ->
     return EXACT[objective](student, filled, temperature)
 
 
-def renormalised(objective: str, student: Tensor, top: TopK, temperature: float) -> Tensor:
+def renormalise(objective: str, student: Tensor, top: TopK, temperature: float) -> Tensor:
     """The tail left out: both sides normalised over the k ids."""
     return EXACT[objective](student.gather(1, top.ids), top.log_probs * temperature, temperature)
 
 
-ESTIMATORS = {"nearest": nearest, "buckets": buckets, "even tail": even_tail, "renormalised": renormalised}
+ESTIMATORS = {"nearest": nearest, "buckets": buckets, "even tail": even_tail, "renormalised": renormalise}
 
 
 def compare(

@@ -12,6 +12,10 @@ from tide_core.contracts.errors import TideError
 from tide_core.contracts.job import Resources
 from tide_core.contracts.reporting import NODE_LOST
 
+NODE_DIED = "its node has died"
+"""Ray's own words in an actor's error, which says in no other way that the node died with the actor. A test
+looks for them in the installed Ray."""
+
 
 class WorkerLostError(TideError):
     """A process that worked for this phase is gone (a node, memory, a kill): another try may well work."""
@@ -64,10 +68,10 @@ def _is_nodes_death(loss: BaseException) -> bool:
 
     if isinstance(loss, RayActorError) and loss.preempted:  # the node's owner had announced its end
         return True
-    # Unavailable: the connection broke and for a second nobody told of the process's death, which a node that
-    # lives does at once. An actor's error says in words alone that the node died with it.
+    # Unavailable: the connection broke, and no report of the process's death came for a second. A node that
+    # lives sends one at once.
     is_unheard = isinstance(loss, (NodeDiedError, ActorUnavailableError))
-    return is_unheard or "its node has died" in str(loss)
+    return is_unheard or NODE_DIED in str(loss)
 
 
 def _unwrap(error: BaseException) -> Iterator[BaseException]:

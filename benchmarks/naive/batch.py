@@ -59,8 +59,8 @@ class NaiveBatch:
 
 def naive_batch(drawn: Sequence[DrawnSample], mask_id: int) -> NaiveBatch:
     """Put drawn samples beside each other."""
-    clean = _padded([item.sample.student_ids for item in drawn])
-    is_masked = _padded([item.corruption.is_masked for item in drawn]).bool()
+    clean = _pad([item.sample.student_ids for item in drawn])
+    is_masked = _pad([item.corruption.is_masked for item in drawn]).bool()
     student_chunks, teacher_chunks = _active_chunks(drawn)
     return NaiveBatch(
         x_0=clean,
@@ -70,13 +70,13 @@ def naive_batch(drawn: Sequence[DrawnSample], mask_id: int) -> NaiveBatch:
         t=torch.tensor([item.corruption.t for item in drawn], dtype=torch.float32),
         maskable=sum(item.corruption.maskable_tokens for item in drawn),
         active_chunks=sum(item.corruption.active_chunks for item in drawn),
-        teacher_ids=_padded([item.sample.teacher_ids for item in drawn]),
-        teacher_groups=_padded([item.groups for item in drawn]),
+        teacher_ids=_pad([item.sample.teacher_ids for item in drawn]),
+        teacher_groups=_pad([item.groups for item in drawn]),
         teacher_lengths=torch.tensor([item.sample.teacher_ids.size for item in drawn]),
         student_chunks=student_chunks,
         teacher_chunks=teacher_chunks,
         chunk_counts=tuple(item.corruption.active_chunks for item in drawn),
-        positions=_padded([_positions(item) for item in drawn], -1),
+        positions=_pad([_positions(item) for item in drawn], -1),
     )
 
 
@@ -89,7 +89,7 @@ def staircase_mask(lengths: Tensor, seq_len: int, block: int, *, x0_first: bool)
     return ((pattern & both) | is_self)[:, None]
 
 
-def noised(ids: Tensor, groups: Tensor, view: int, mask_id: int) -> Tensor:
+def mask_view(ids: Tensor, groups: Tensor, view: int, mask_id: int) -> Tensor:
     """The teacher's input of one view: its own group masked, the other one revealed."""
     return ids.masked_fill(groups == view, mask_id)
 
@@ -99,7 +99,7 @@ def views(groups: Tensor) -> list[int]:
     return [view for view in (FIRST_VIEW, SECOND_VIEW) if bool((groups == view).any())]
 
 
-def _padded(rows: Sequence[np.ndarray], filling: int = 0) -> Tensor:
+def _pad(rows: Sequence[np.ndarray], filling: int = 0) -> Tensor:
     padded = np.full((len(rows), max(row.size for row in rows)), filling, dtype=np.int64)
     for number, row in enumerate(rows):
         padded[number, : row.size] = row
@@ -119,10 +119,10 @@ def _active_chunks(drawn: Sequence[DrawnSample]) -> tuple[Tensor, Tensor]:
         number = np.full(is_active.size + 1, -1)
         number[:-1][is_active] = np.arange(int(is_active.sum()))
         none = np.full(sample.teacher_ids.size, -1)
-        ours.append(number[_or_none(sample.student_chunk_ids, sample.student_ids.size)])
+        ours.append(number[_fill_missing(sample.student_chunk_ids, sample.student_ids.size)])
         theirs.append(none if sample.teacher_chunk_ids is None else number[sample.teacher_chunk_ids])
-    return _padded(ours, -1), _padded(theirs, -1)
+    return _pad(ours, -1), _pad(theirs, -1)
 
 
-def _or_none(chunks: np.ndarray | None, size: int) -> np.ndarray:
+def _fill_missing(chunks: np.ndarray | None, size: int) -> np.ndarray:
     return np.full(size, -1) if chunks is None else chunks

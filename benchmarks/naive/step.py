@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.naive.batch import NaiveBatch, naive_batch, noised, staircase_mask, views
+from benchmarks.naive.batch import NaiveBatch, mask_view, naive_batch, staircase_mask, views
 from benchmarks.naive.losses import total_loss
 from benchmarks.naive.models import transformers_model, with_expert_loop
 from benchmarks.scenario import Scenario, Sizes, recipe
@@ -62,7 +62,7 @@ class NaiveArm:
         """Draw, score, forward, backward, update; the loss and its parts."""
         drawn = [draw(sample, 0, self._recipe) for sample in rows]
         batch = naive_batch(drawn, self._sizes.mask_id).to(self._device)
-        teacher_logits = self._teacher_logits(batch) if self._teacher is not None else None
+        teacher_logits = self.teacher_logits(batch) if self._teacher is not None else None
         self.optimizer.zero_grad(set_to_none=True)
         loss, parts = total_loss(self._scenario.terms, self._student_logits(batch), teacher_logits, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -98,7 +98,7 @@ class NaiveArm:
         return logits[:, :seq_len]
 
     @torch.no_grad()
-    def _teacher_logits(self, batch: NaiveBatch) -> Tensor:
+    def teacher_logits(self, batch: NaiveBatch) -> Tensor:
         """Full logits, each token's from the pass that masks it; in B cut and brought to the student."""
         passes = views(batch.teacher_groups)
         logits = self._pass(batch, passes[0])
@@ -110,8 +110,8 @@ class NaiveArm:
         return logits[rows, batch.positions.clamp_min(0), : self._sizes.shared_vocab]
 
     def _pass(self, batch: NaiveBatch, view: int) -> Tensor:
-        """One pass of the teacher over the noised sequences, logits at every token."""
-        x_t = noised(batch.teacher_ids, batch.teacher_groups, view, self._sizes.mask_id)
+        """One pass of the teacher over the mask_view sequences, logits at every token."""
+        x_t = mask_view(batch.teacher_ids, batch.teacher_groups, view, self._sizes.mask_id)
         seq_len = x_t.shape[1]
         if isinstance(self._teacher, LLaDA2MoeModel):
             is_token = torch.arange(seq_len, device=self._device) < batch.teacher_lengths[:, None]

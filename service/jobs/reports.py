@@ -253,7 +253,7 @@ class _Ingestion:
             (await teachers.get(self._session, lease.application)).fingerprint = fingerprint
 
     async def _finish(self, report: Finished) -> None:
-        is_stopped = report.result.get("stopped") is True
+        is_stopped = report.is_stopped
         outcome = PhaseOutcome.STOPPED if is_stopped else PhaseOutcome.FINISHED
         self._end(outcome, result=storable(report.result))
         if self._run.phase is Phase.EVALUATE and not is_stopped:

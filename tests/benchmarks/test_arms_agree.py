@@ -48,8 +48,8 @@ def test_loss_and_gradients_agree(name: str) -> None:
 def test_a_wrong_teacher_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance is fine enough: shifting the teacher's logits a little parts the arms."""
     right = one_step("naive", name)[2]
-    teacher_logits = NaiveArm._teacher_logits
-    monkeypatch.setattr(NaiveArm, "_teacher_logits", lambda arm, batch: teacher_logits(arm, batch) * 1.1)
+    teacher_logits = NaiveArm.teacher_logits
+    monkeypatch.setattr(NaiveArm, "teacher_logits", lambda arm, batch: teacher_logits(arm, batch) * 1.1)
     wrong = one_step("naive", name)[2]
     key = "model.norm.weight"
     assert float((right[key] - wrong[key]).norm() / right[key].norm()) > TOLERANCE

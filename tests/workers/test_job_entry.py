@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -17,7 +18,7 @@ from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief, Failed, Finished, Note
 from tide_core.contracts.states import Phase
 from workers import main as entry
-from workers.cluster import NodeLostError, WorkerLostError, lost_worker, own_error
+from workers.cluster import NODE_DIED, NodeLostError, WorkerLostError, lost_worker, own_error
 from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.fake_control import FakeControlPlane
@@ -126,6 +127,11 @@ def actor_died(words: str, node: NodeDeathInfo | None = None) -> ActorDiedError:
     return ActorDiedError(
         ActorDiedErrorContext(error_message=words, actor_id=bytes(16), node_death_info=node)
     )
+
+
+def test_ray_still_says_so_of_a_node_that_died() -> None:
+    server = Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"
+    assert NODE_DIED.encode() in server.read_bytes()
 
 
 TAKEN_AWAY = NodeDeathInfo(reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from tide_core.contracts.base import Contract
+from tide_core.contracts.errors import RetryableScoreError
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.job_folder import JobFolder
 from tide_core.contracts.states import Phase
@@ -22,8 +23,12 @@ ENV_ATTEMPT_TOKEN = "TIDE_ATTEMPT_TOKEN"
 """Environment of a Ray job: the control plane's address and a bearer token of this attempt and phase."""
 NODE_LOST = "node_lost"
 """Code of a failure that is the platform's: it uses up none of the job's attempts."""
-TEACHER_AWAY = frozenset({"score_unavailable", "score_deadline"})
+SCORE_DEADLINE = "score_deadline"
+"""Code of a failure: a question to the teacher had no answer before its deadline."""
+TEACHER_AWAY = frozenset({RetryableScoreError.code, SCORE_DEADLINE})
 """Codes of a failure for want of a teacher's answers: the platform's too, for a bounded time."""
+STOPPED = "stopped"
+"""Key of a phase's result: true when the phase ended early because the control plane asked it to stop."""
 DEFAULT_SCORE_DEADLINE_SECONDS = 900.0
 """How long a question to the teacher is asked again and again."""
 
@@ -165,6 +170,11 @@ class Finished(Contract):
 
     type: Literal["finished"] = "finished"
     result: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the phase ended early because the control plane asked it to stop."""
+        return self.result.get(STOPPED) is True
 
 
 class Failed(Contract):

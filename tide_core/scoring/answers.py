@@ -93,7 +93,7 @@ def _rows_log_probs(
     everything, inside = RunningSoftmax(len(hidden), hidden), RunningSoftmax(len(hidden), hidden)
     target_logits = torch.zeros_like(everything.log_total)
     for start in range(0, head.shape[0], vocab_slice):
-        logits = _float32_logits(hidden, head[start : start + vocab_slice])
+        logits = float32_logits(hidden, head[start : start + vocab_slice])
         everything.add(logits)
         is_here, column = columns_of(targets, start, logits.shape[1])
         picked = logits.gather(1, column[:, None])[:, 0]
@@ -118,7 +118,7 @@ def _rows_top_k(
     best_ids = best.long()
     tails = torch.full((hidden.shape[0], len(temperatures)), -torch.inf, device=hidden.device)
     for start in range(0, head.shape[0], vocab_slice):
-        logits = _float32_logits(hidden, head[start : start + vocab_slice])
+        logits = float32_logits(hidden, head[start : start + vocab_slice])
         here = torch.arange(start, start + logits.shape[1], device=hidden.device).expand_as(logits)
         both, both_ids = torch.cat([best, logits], dim=1), torch.cat([best_ids, here], dim=1)
         best, place = both.topk(min(question.k, both.shape[1]), dim=1)
@@ -130,7 +130,7 @@ def _rows_top_k(
     return best_ids, best - largest, tails - largest / temperatures
 
 
-def _float32_logits(hidden: Tensor, head: Tensor) -> Tensor:
+def float32_logits(hidden: Tensor, head: Tensor) -> Tensor:
     """Logits in float32: rounding them to 8 bits of mantissa would move a log-probability by up to 0.1."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
         return torch.mm(hidden, head.T, out_dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from tide_core.contracts.errors import RetryableScoreError, ScoreError
-from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS
+from tide_core.contracts.reporting import DEFAULT_SCORE_DEADLINE_SECONDS, SCORE_DEADLINE
 from tide_core.contracts.scores import ScoreRequest, ScoreResponse
 from tide_core.contracts.teacher import TeacherDescription
 from tide_core.scoring.transport import check_response
@@ -209,7 +209,7 @@ class RetryingTransport:
                     seconds = self._policy.deadline_seconds
                     raise RetryableScoreError(
                         f"The teacher gave no answer within {seconds:g} s. Last: {error.message}",
-                        code="score_deadline",
+                        code=SCORE_DEADLINE,
                     ) from error
                 pause = min(left, backoff * random.uniform(0.5, 1.0))
                 logger.debug("score.retry", code=error.code, pause=pause)

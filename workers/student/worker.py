@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.job import ResolvedJobSpec
-from tide_core.contracts.reporting import AttemptBrief, CheckpointSaved, TeacherAttested
+from tide_core.contracts.reporting import STOPPED, AttemptBrief, CheckpointSaved, TeacherAttested
 from tide_core.contracts.scores import Want
 from tide_core.contracts.teacher import TeacherDescription, want_of
 from tide_core.data.batches import training_plan
@@ -120,7 +120,7 @@ def run_trainer(
     if reporter is None:
         return None
     if trained is None:
-        return {"stopped": True, "steps": outcome.state.step}
+        return {STOPPED: True, "steps": outcome.state.step}
     fingerprint = teacher.fingerprint if teacher else None
     return _conclude(
         brief,
@@ -180,7 +180,7 @@ def _conclude(
         "export": location,
     }
     write_manifest(brief, **facts)
-    return {"stopped": False, "steps": steps, "seconds": seconds, "export": location, "bytes": size}
+    return {STOPPED: False, "steps": steps, "seconds": seconds, "export": location, "bytes": size}
 
 
 def _dataset(brief: AttemptBrief) -> PreparedDataset:

@@ -20,6 +20,7 @@ from service.teachers import service as teachers
 from tests.support.coverage_reports import coverage
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.reporting import (
+    STOPPED,
     AnyReport,
     AttemptBrief,
     CheckpointDeleted,
@@ -264,7 +265,7 @@ async def test_the_teacher_that_was_attested_first_is_the_jobs_teacher(
     ("body", "outcome", "event"),
     [
         (Finished(result={"steps": 3}), PhaseOutcome.FINISHED, "train.finished"),
-        (Finished(result={"stopped": True}), PhaseOutcome.STOPPED, "train.stopped"),
+        (Finished(result={STOPPED: True}), PhaseOutcome.STOPPED, "train.stopped"),
         (Failed(code="loss_nan", message="NaN", retryable=False), PhaseOutcome.FAILED, "train.failed"),
     ],
 )

@@ -192,10 +192,10 @@ def test_the_cache_is_found_again(cache: ScoreCache, tmp_path: Path) -> None:
 def test_a_disk_that_refuses_costs_nothing_but_the_cache(
     local: Counting, cache: ScoreCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: ScoreCache, path: Path, content: bytes) -> None:
+    def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(ScoreCache, "_write", full)
+    monkeypatch.setattr("workers.scores.cache.os.replace", full)
     transport = CachingTransport(local, cache)
     assert transport.submit(request_of([1])).result(10).cache_hits == 0
     assert transport.submit(request_of([1])).result(10).cache_hits == 0

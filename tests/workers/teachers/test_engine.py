@@ -273,13 +273,13 @@ def test_the_head_runs_at_masked_rows_and_in_slices(
     shapes: list[tuple[int, int]] = []
     from tide_core.scoring import answers
 
-    genuine = answers._float32_logits
+    genuine = answers.float32_logits
 
     def note(hidden: Tensor, head: Tensor) -> Tensor:
         shapes.append((hidden.shape[0], head.shape[0]))
         return genuine(hidden, head)
 
-    monkeypatch.setattr(answers, "_float32_logits", note)
+    monkeypatch.setattr(answers, "float32_logits", note)
     request = make_request([64], rate=0.3)
     engine = engine_for(dense_teacher, row_slice=8, vocab_slice=100)
     engine.submit(request).result(10)

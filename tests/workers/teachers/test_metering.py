@@ -10,6 +10,7 @@ from tide_core.contracts.errors import RetryableScoreError
 from tide_core.contracts.metrics import TEACHER_METRICS
 from tide_core.contracts.scores import ScoreRequest
 from tide_core.models.decoder import Decoder
+from tide_core.queueing.fair_queue import FairQueue
 from workers.reporting.metrics import MemorySink
 from workers.teachers.attestation import PROBE_JOB
 from workers.teachers.engine import EngineSettings, TeacherEngine
@@ -80,7 +81,11 @@ def test_refusals_and_failures_have_outcomes_of_their_own(
 
     monkeypatch.setattr("workers.teachers.engine.score_samples", broken)
     assert bench.engine.submit(make_request([20], job_id="a")).exception(20) is not None
-    monkeypatch.setattr(bench.engine._queue, "_is_full_for", lambda *_: True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RetryableScoreError("The queue is full.")
+
+    monkeypatch.setattr(FairQueue, "push", refuse)
     with pytest.raises(RetryableScoreError):
         bench.engine.submit(make_request([20], job_id="a"))
     totals = bench.sink.totals
