@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md says what exists: each addition has its list of files, its table and the test that holds it."""
+"""CONTRIBUTING.md is true: each addition has its list of files, its table and the test that holds it."""
 
 from __future__ import annotations
 
