@@ -177,3 +177,12 @@ def test_tests_mirror_the_packages() -> None:
             if folder.is_dir() and folder.name != "__pycache__":
                 mirrored = ROOT / folder.relative_to(ROOT / "tests")
                 assert mirrored.is_dir(), f"{folder.relative_to(ROOT)} tests a folder that is not there"
+
+
+def test_what_tests_share_lies_in_their_support() -> None:
+    loose = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("*.py")
+        if not path.name.startswith("test_") and path.name not in ("conftest.py", "__init__.py")
+    }
+    assert not {path for path in loose if not path.startswith("tests/support/")}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from api_server import PROGRAMS, ApiServer, Nodes
-from installer import Installer
-from old_kubernetes import definition
 
+from tests.support.deploy.api_server import PROGRAMS, ApiServer, Nodes
+from tests.support.deploy.installer import Installer
+from tests.support.deploy.old_kubernetes import definition
 from tests.support.fetching import CRDS, fetch_helm
 from tests.support.skips import require
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from api_server import ApiServer, RefusedError
-from deploy_manifests import MATRIX, Manifest, one, pod_specs
-from installer import CHART, Installer, make_namespace, objects
-from kuberay import head_container, worker_container
-from old_kubernetes import adapted
+
+from tests.support.deploy.api_server import ApiServer, RefusedError
+from tests.support.deploy.installer import CHART, Installer, make_namespace, objects
+from tests.support.deploy.kuberay import head_container, worker_container
+from tests.support.deploy.manifests import MATRIX, Manifest, one, pod_specs
+from tests.support.deploy.old_kubernetes import adapted
 
 pytestmark = [pytest.mark.custom_resources, pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
 

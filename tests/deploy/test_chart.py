@@ -14,13 +14,13 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from deploy_manifests import MATRIX, Manifest, one, pod_specs
-from kuberay import quantity
 
 from service.access.client_tokens import identify, register_bootstrap
 from service.db.session import Database
 from service.migrations.migrate import upgrade
 from service.settings import Settings
+from tests.support.deploy.kuberay import quantity
+from tests.support.deploy.manifests import MATRIX, Manifest, one, pod_specs
 from tests.support.fetching import CRDS
 from tide_core.contracts.placement import PURPOSE_LABEL, Purpose, labels_for
 

@@ -12,11 +12,11 @@ import pytest
 import typer
 import yaml
 from click import Command, Context
-from deploy_manifests import MATRIX, Manifest, one
-from dockerfile import last
-from kuberay import head_container, quantity, worker_container
 from ray.scripts.scripts import start as ray_start
 
+from tests.support.deploy.dockerfile import last
+from tests.support.deploy.kuberay import head_container, quantity, worker_container
+from tests.support.deploy.manifests import MATRIX, Manifest, one
 from tide.cli.main import build_app
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose.yaml"

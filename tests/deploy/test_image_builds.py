@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from dockerfile import DOCKER, last, stages
-from image_builder import Builder, BuildError
+
+from tests.support.deploy.dockerfile import DOCKER, last, stages
+from tests.support.deploy.image_builder import Builder, BuildError
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from deploy_manifests import MATRIX, Manifest, pod_specs
+
+from tests.support.deploy.manifests import MATRIX, Manifest, pod_specs
 
 Render = Callable[..., list[Manifest]]
 Labels = dict[str, str]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from api_server import ApiServer, Manifest, RefusedError
-from installer import Installer, make_namespace, objects
 
+from tests.support.deploy.api_server import ApiServer, Manifest, RefusedError
+from tests.support.deploy.installer import Installer, make_namespace, objects
 from tests.support.running_tide import await_true
 
 pytestmark = [pytest.mark.custom_resources, pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from pods import Pod, obstacle
 from prometheus_client.parser import text_string_to_metric_families
-from release import STORAGE, Release
 
+from tests.support.deploy.pods import Pod, obstacle
+from tests.support.deploy.release import STORAGE, Release
 from tests.support.running_tide import await_true, job_spec
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

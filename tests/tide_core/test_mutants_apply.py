@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
-from method_mutants import MUTANTS, Mutant
+
+from tests.support.method_mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 
-import loss_oracles as oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import loss_oracles as oracle
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError, ShapeError
 from tide_core.losses.calm import (
     chunk_log_probs,

@@ -2,12 +2,12 @@
 
 import math
 
-import loss_oracles as oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import loss_oracles as oracle
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError, ShapeError
 from tide_core.losses.cross_entropy import masked_cross_entropy, target_log_probs
 from tide_core.losses.fused_linear import (

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import yaml
-from api_server import ApiServer, Manifest
 
+from tests.support.deploy.api_server import ApiServer, Manifest
 from tests.support.running_tide import await_true
 
-CHART = Path(__file__).parents[2] / "helm" / "tide"
+CHART = Path(__file__).parents[3] / "helm" / "tide"
 _RENDERER = "old-kubernetes"
 _SECRETS = {"tide-database": {"url": "postgresql+asyncpg://tide:p@tide-postgresql/tide", "password": "p"}}
 _COLLECTIONS = (

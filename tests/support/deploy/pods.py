@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dockerfile import environment, last
-from kuberay import quantity
 
-ROOT = Path(__file__).parents[2]
+from tests.support.deploy.dockerfile import environment, last
+from tests.support.deploy.kuberay import quantity
+
+ROOT = Path(__file__).parents[3]
 TOOLS = ("ip", "unshare", "chroot", "setpriv", "mount")
 _SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
 

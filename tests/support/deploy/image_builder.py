@@ -15,9 +15,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dockerfile import Instruction, environment, last, stages
+from tests.support.deploy.dockerfile import Instruction, environment, last, stages
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-DOCKER = Path(__file__).parents[2] / "deploy" / "docker"
+DOCKER = Path(__file__).parents[3] / "deploy" / "docker"
 _BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
