@@ -14,9 +14,10 @@ from tests.support.tiny_runs import BEGINS_PRETOKEN, MASK, tiny_samples, tiny_sp
 from tide_core.contracts.errors import AlignmentError, InvalidInputError
 from tide_core.contracts.objective import CalmTerm, ChunkFilter, ForwardKLTerm, Pipeline, Variant
 from tide_core.contracts.scores import ScoreResponse, TopKQuestion, Want
+from tide_core.contracts.teacher import want_of
 from tide_core.objective.inputs import TopKScores
 from tide_core.training.collating import collate
-from tide_core.training.drawing import BatchRecipe, DrawnSample, draw, recipe_for, wanted
+from tide_core.training.drawing import BatchRecipe, DrawnSample, draw, recipe_for
 from tide_core.training.matching import (
     VISIBLE_NON_BOUNDARY,
     ChunkMatch,
@@ -146,7 +147,7 @@ def test_the_recipe_asks_for_what_the_terms_need() -> None:
     recipe = recipe_for(sparse, job_id="job", lease=None, shared_vocab=60)
     assert recipe.top_k == TopKQuestion(60, 60, (2.0, 3.0))
     control = tiny_spec(Variant.NONE, Pipeline.SHARED_TOKENIZER)
-    assert wanted(control) is None
+    assert want_of(control) is None
 
 
 def test_hidden_states_that_came_as_a_tensor_count_alike() -> None:
