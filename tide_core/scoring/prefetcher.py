@@ -2,6 +2,14 @@
 
 In: an iterator of steps with their score requests, and a transport. Out: the same steps in order, each with
 its answers.
+
+Locks: a semaphore counts how many steps may be drawn, and a queue hands them over; nothing else is shared.
+The drawing thread alone iterates the steps, the trainer's thread alone takes them.
+Invariant: steps come in the order in which they were drawn, each with its own answers. At most `depth` steps
+are drawn and asked beyond the present one.
+Failures: an error of the drawing or of an answer is raised where its step would have come, after all earlier
+steps; then the prefetcher is closed, which cancels what is in flight, and the transport stays open. Asking
+again is the transport's work, not this loop's.
 """
 
 from __future__ import annotations

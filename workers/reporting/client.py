@@ -1,6 +1,15 @@
 """The reporter that delivers: numbered reports in batches from a background thread, spooled in outages.
 
-In: typed reports of a worker. Out: numbered batches to the control plane, each report stored exactly once.
+In: typed reports of a phase. Out: numbered batches to the control plane, each report stored exactly once, and
+whether the phase should stop.
+
+Locks: `_changed` guards the reports that wait and the flags, never during a request; `_spooling` guards the
+spool file, which the trainer and the delivering thread may both write, and is taken first.
+Invariant: a report leaves the queue only when it is stored, was refused alone, or the attempt is over. The
+caller never waits for the network, except in `flush` and `close`, which have a deadline.
+Failures: no answer: spool, pause, send again. A batch is refused: send its reports one by one, log the one at
+fault and leave it out. The attempt is over: deliver nothing more and ask the phase to stop. The disk refuses
+the spool: log it and keep the reports in memory. The process dies: the next reporter sends the spool.
 """
 
 from __future__ import annotations
@@ -96,7 +105,7 @@ class HttpReporter:
 
     @property
     def stop_requested(self) -> bool:
-        """True once the control plane wants the job to stop, or refuses this attempt."""
+        """True once the control plane asks the job to stop, or refuses this attempt."""
         return self._stop_requested
 
     @property
@@ -126,7 +135,7 @@ class HttpReporter:
             self._changed.notify_all()
         self._thread.join(timeout=15.0)
         if not is_delivered and not self._is_fenced:
-            self._write_spool()
+            self._try_to_spool()
         self._control.close()
         return is_delivered
 
@@ -149,7 +158,7 @@ class HttpReporter:
                 pauses.reset()
                 self._acknowledge(receipt)
             except ControlUnreachableError as error:
-                self._write_spool()
+                self._try_to_spool()
                 pause = pauses.next()
                 log.warning("reports.delayed", reason=error.message, waiting=len(self._waiting), pause=pause)
                 with self._changed:
@@ -168,8 +177,11 @@ class HttpReporter:
                 self._waiting.popleft()
             self._is_urgent = self._is_urgent or len(self._waiting) >= BATCH
             self._changed.notify_all()
-        if not self._waiting:
-            self._spool.unlink(missing_ok=True)
+        with self._spooling:  # a report that the trainer keeps at this moment must not be removed
+            with self._changed:
+                is_empty = not self._waiting
+            if is_empty:
+                self._spool.unlink(missing_ok=True)
 
     def _fence(self, error: AttemptFencedError) -> None:
         log.warning("reports.fenced", reason=error.message)
@@ -190,6 +202,13 @@ class HttpReporter:
                     self._changed.notify_all()
             except (ControlUnreachableError, AttemptFencedError):
                 return  # the main loop meets it again and knows what to do
+
+    def _try_to_spool(self) -> None:
+        """Spool; a full disk is logged, since the reports in memory can still be delivered."""
+        try:
+            self._write_spool()
+        except OSError as error:
+            log.error("reports.not_spooled", reason=str(error), waiting=len(self._waiting))
 
     def _write_spool(self) -> None:
         with self._spooling:  # the trainer and the delivering thread may both write

@@ -1,11 +1,15 @@
-"""The engine of a teacher replica: one queue for all jobs, one worker thread, no Ray.
+"""The engine of a teacher's replica: one queue for all jobs, one worker thread, no Ray.
 
-In: score requests of any thread and job. Out: futures of score responses, or of the error that a request
-caused.
+In: score requests of any thread. Out: a future for each, which ends with its answer or an error. Requests are
+cut into sequences, batched by like lengths across jobs, answered by the worker thread and put together again.
+Where the device computes on its own, the next forward is launched before the present one is waited for.
 
-Requests of any thread are cut into sequences, gathered into batches of like lengths across jobs by the fair
-queue, answered by one worker thread, and put together again in the order of the request. Where the device
-computes on its own, the thread prepares and launches the next forward before it waits for the present one.
+Locks: `_changed` guards the queue, the counters, the quarantine and the end, never during a forward. The
+model and the parts of a request that was taken from the queue belong to the worker thread alone.
+Invariant: every accepted request ends, also when the engine closes. At most one forward is under way beside
+the one that is being prepared. No answer holds a value that is not finite.
+Failures: a full queue, a quarantine or the end refuses a request as retryable. A forward that fails is waited
+for and halved, until the sequence at fault is alone with its error. A device that is gone fails each request.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from tide.transport.patience import Backoff
 from tide_core.contracts.errors import InvalidInputError
@@ -114,6 +116,55 @@ def test_sending_does_not_wait_for_a_dead_control_plane(tmp_path: Path) -> None:
     assert reporter.close(10)
     assert server.steps == list(range(100))
     assert not spool_path(make_brief(tmp_path)).exists()
+
+
+def test_a_full_disk_does_not_end_the_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    server = Server()
+    server.is_down = True
+    reporter = HttpReporter(server.control(), make_brief(tmp_path), interval=0.01)
+    with monkeypatch.context() as full, capture_logs() as logs:
+        full.setattr(Path, "write_text", refuse)
+        reporter.send(metric(0))
+        assert not reporter.flush(0.2)
+    assert "reports.not_spooled" in {line["event"] for line in logs}
+    server.is_down = False
+    assert reporter.close(10)
+    assert server.steps == [0]
+
+
+def test_a_report_that_is_kept_while_the_spool_is_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    reporter = HttpReporter(server.control(), make_brief(tmp_path), interval=0.01)
+    remove = Path.unlink
+    trainers: list[threading.Thread] = []
+
+    def keep() -> None:
+        reporter.send(metric(1))
+        reporter.keep()
+
+    def remove_meanwhile(path: Path, missing_ok: bool = False) -> None:
+        if path == spool_path(make_brief(tmp_path)) and not trainers:
+            server.is_down = True
+            trainers.append(threading.Thread(target=keep))
+            trainers[0].start()
+            trainers[0].join(0.2)  # long enough to write a spool, unless it has to wait for this removal
+        remove(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", remove_meanwhile)
+    reporter.send(metric(0))
+    assert reporter.flush(5)
+    while not trainers:
+        time.sleep(0.01)
+    trainers[0].join(5)
+    assert '"step":1' in spool_path(make_brief(tmp_path)).read_text()
+    server.is_down = False
+    assert reporter.close(10)
+    assert server.steps == [0, 1]
 
 
 def test_the_next_reporter_sends_what_the_last_one_could_not(tmp_path: Path) -> None:
