@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import read_model_type
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """``config.json`` of a model folder, as it stands.
+    """``config.json`` of a model folder; ``model_type`` is the name by which the table of families knows it.
 
     Raises:
         CheckpointError: the folder or the file does not exist, or is no JSON object.
@@ -74,7 +75,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: give the path of a model folder.", param="folder")
-    return read_json(path / CONFIG_NAME)
+    payload = read_json(path / CONFIG_NAME)
+    return payload if "model_type" not in payload else {**payload, "model_type": read_model_type(payload)}
 
 
 def weight_files(folder: str | os.PathLike[str]) -> list[Path]:

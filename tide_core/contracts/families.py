@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 AttentionName = Literal["bidirectional", "block_staircase", "block_causal"]
 """What a teacher may see; ``contracts.scores.Layout`` describes each."""
 ALL_ATTENTION: tuple[AttentionName, ...] = get_args(AttentionName)
+WHOLE_SEQUENCE: tuple[AttentionName, ...] = ("bidirectional",)
+"""What a family may see that was trained with full attention alone."""
 
 STUDENT_PREFIX = "a2d-"
 """A block-diffusion student made of a causal family carries the family's name behind this prefix, as the dLLM
@@ -98,8 +100,19 @@ class ModelFamily:
         architecture: name of the class in ``architectures`` of ``config.json``.
         model_class: ``module:Class`` that holds the names of its weights and loads them as a teacher.
         switches: what its ``config.json`` may switch.
-        becomes_student: a causal checkpoint of it can be the start of a block-diffusion student.
-        attention: what it may see as a teacher.
+        becomes_student: a checkpoint of it can be the start of a block-diffusion student.
+        student_of: ``model_type`` of the family whose student it becomes, where that is not its own: the
+            weights have that family's shape and names.
+        attention: what it may see as a teacher; the first is taken where a job leaves the choice to Tide and
+            its usual choice is not among them.
+        is_shifted: the logits at a position are of the **next** token, as in the causal model it comes from.
+            The decoder turns them into answers at the token's own position, once, for all who ask.
+        counts_from_start: its own tools count the blocks of a sequence from token 0; others pad the prompt to
+            whole blocks.
+        block_size: tokens of a block in its own tools.
+        block_size_field: field of ``config.json`` that names the block size.
+        shared_type: the ``model_type`` is one that other models use too; it is this family's where
+            ``architectures`` says so, or is missing.
         embedding_key: name of the embedding in the weights.
         mixture: where its layers are mixtures of experts, the fields that size them.
         explicit_fields: fields that ``config.json`` must name even when they are null.
@@ -111,7 +124,13 @@ class ModelFamily:
     model_class: str
     switches: Switches
     becomes_student: bool = False
+    student_of: str = ""
     attention: tuple[AttentionName, ...] = ALL_ATTENTION
+    is_shifted: bool = False
+    counts_from_start: bool = False
+    block_size: int | None = None
+    block_size_field: str = "block_size"
+    shared_type: bool = False
     embedding_key: str = EMBEDDING_KEY
     mixture: MixtureFields | None = None
     explicit_fields: tuple[str, ...] = ()
@@ -119,7 +138,7 @@ class ModelFamily:
     @property
     def student_type(self) -> str:
         """``model_type`` of a student made of it."""
-        return STUDENT_PREFIX + self.model_type
+        return STUDENT_PREFIX + (self.student_of or self.model_type)
 
     @property
     def class_stem(self) -> str:
@@ -140,6 +159,7 @@ LLADA2_MOE = ModelFamily(
         qkv_bias=Switch(False, "use_qkv_bias"),
         output_bias=Switch(False, "use_bias"),
     ),
+    counts_from_start=True,
     embedding_key="model.word_embeddings.weight",
     mixture=MixtureFields(
         width="moe_intermediate_size",
@@ -192,9 +212,57 @@ LLAMA = ModelFamily(
     explicit_fields=("bos_token_id", "eos_token_id"),
 )
 
+SDAR = ModelFamily(
+    model_type="sdar",
+    title="SDAR",
+    architecture="SDARForCausalLM",
+    model_class=DENSE_CLASS,
+    switches=QWEN3.switches,
+    becomes_student=True,
+    student_of=QWEN3.model_type,
+    counts_from_start=True,
+    block_size=4,
+)
+DREAM = ModelFamily(
+    model_type="Dream",
+    title="Dream",
+    architecture="DreamModel",
+    model_class=DENSE_CLASS,
+    switches=QWEN2.switches,
+    attention=WHOLE_SEQUENCE,
+    is_shifted=True,
+    shared_type=True,
+)
+FAST_DLLM_V2 = ModelFamily(
+    model_type="Fast_dLLM_Qwen",
+    title="Fast-dLLM v2",
+    architecture="Fast_dLLM_QwenForCausalLM",
+    model_class=DENSE_CLASS,
+    switches=QWEN2.switches,
+    is_shifted=True,
+    counts_from_start=True,
+    block_size=32,
+    block_size_field="bd_size",
+)
+
 FAMILIES: dict[str, ModelFamily] = {
-    family.model_type: family for family in (LLADA2_MOE, WEDLM, QWEN3, QWEN2, LLAMA)
+    family.model_type: family
+    for family in (LLADA2_MOE, WEDLM, SDAR, DREAM, FAST_DLLM_V2, QWEN3, QWEN2, LLAMA)
 }
+
+
+def read_model_type(config: Mapping[str, Any]) -> str:
+    """The ``model_type`` of a ``config.json`` by which the table knows the family.
+
+    Where several models use one name, ``architectures`` decides; what it names and no family has is given
+    behind the ``model_type``, which makes a name that is not known.
+    """
+    name = str(config.get("model_type"))
+    family = FAMILIES.get(name)
+    classes = config.get("architectures")
+    if family is None or not family.shared_type or not isinstance(classes, list) or not classes:
+        return name
+    return name if family.architecture in classes else f"{name} ({', '.join(map(str, classes))})"
 
 
 def find_family(model_type: object) -> ModelFamily | None:
@@ -203,7 +271,7 @@ def find_family(model_type: object) -> ModelFamily | None:
     if not name.startswith(STUDENT_PREFIX):
         return FAMILIES.get(name)
     family = FAMILIES.get(name.removeprefix(STUDENT_PREFIX))
-    return family if family is not None and family.becomes_student else None
+    return family if family is not None and family.becomes_student and not family.student_of else None
 
 
 def is_student_type(model_type: object) -> bool:
@@ -218,7 +286,8 @@ def causal_types() -> tuple[str, ...]:
 
 def student_types() -> tuple[str, ...]:
     """``model_type`` of every block-diffusion student."""
-    return tuple(family.student_type for family in FAMILIES.values() if family.becomes_student)
+    students = (family.student_type for family in FAMILIES.values() if family.becomes_student)
+    return tuple(dict.fromkeys(students))
 
 
 def teacher_types() -> tuple[str, ...]:

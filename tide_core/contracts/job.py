@@ -55,7 +55,8 @@ class TeacherSpec(Contract):
     """Compile the teacher's layers (`torch.compile`): a replica takes minutes longer to start and answers
     faster, most of all on a GPU; on a CPU it needs a C++ compiler."""
     attention: Literal["auto", AttentionName] = "auto"
-    """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one."""
+    """What it may see; `auto`: `bidirectional` across tokenizers, `block_staircase` in a shared one, and for
+    a family that knows neither its own (docs/model-families.md)."""
     top_k: int | None = Field(default=None, ge=1, le=65536)
     """Ask for the k likeliest tokens and the mass of all others instead of hidden states: some 6 k bytes a
     token, and the trainer needs no copy of the teacher's LM head. An approximation of the terms of the
@@ -369,12 +370,9 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
     _check_top_k(spec.teacher, pipeline)
     _check_tensor_transport(spec, pipeline, asks_teacher=needs_teacher(terms))
     cross = pipeline is Pipeline.CROSS_TOKENIZER
-    teacher = spec.teacher.model_copy(
-        update={
-            "architecture": teacher_architecture or spec.teacher.architecture,
-            "attention": _resolved_attention(spec.teacher, cross),
-        }
-    )
+    architecture = teacher_architecture or spec.teacher.architecture
+    attention = _resolve_attention(spec.teacher, architecture, is_cross=cross)
+    teacher = spec.teacher.model_copy(update={"architecture": architecture, "attention": attention})
     _check_attention(teacher)
     data = spec.data.model_copy(
         update={"teacher_length": spec.data.teacher_length or (1024 if cross else 768)}
@@ -434,10 +432,12 @@ def _check_tensor_transport(spec: JobSpec, pipeline: Pipeline, *, asks_teacher: 
     )
 
 
-def _resolved_attention(teacher: TeacherSpec, cross: bool) -> str:
+def _resolve_attention(teacher: TeacherSpec, architecture: str, *, is_cross: bool) -> str:
     if teacher.attention != "auto":
         return teacher.attention
-    return "bidirectional" if cross else "block_staircase"
+    usual: AttentionName = "bidirectional" if is_cross else "block_staircase"
+    family = find_family(architecture)
+    return usual if family is None or usual in family.attention else family.attention[0]
 
 
 def views(context: FullContext | CompDemoContext) -> int:

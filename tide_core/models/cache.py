@@ -10,7 +10,7 @@ wrote, which is what a denoising step wants: only finished blocks become part of
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tide_core.contracts.errors import ShapeError
@@ -28,6 +28,8 @@ class KeyValueCache:
         self.length = 0
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        self._states: Tensor | None = None
+        self._positions: Tensor | None = None
 
     def write(
         self,
@@ -56,6 +58,22 @@ class KeyValueCache:
             keys[:, :, self.length : end] = key
             values[:, :, self.length : end] = value
         return keys[:, :, :end], values[:, :, :end]
+
+    def write_states(
+        self, states: Float[Tensor, "batch seq hidden"], positions: Int[Tensor, "batch seq"]
+    ) -> tuple[Float[Tensor, "batch key hidden"], Int[Tensor, "batch key"]]:
+        """Put final states and rotary positions behind the prefix's, for models whose states answer for the
+        next token; prefix and them together. Called after the layers have written.
+        """
+        end = self.length + states.shape[1]
+        if self._states is None or self._positions is None:
+            batch, _, width = states.shape
+            self._states = states.new_zeros(batch, self.capacity, width)
+            self._positions = positions.new_zeros(batch, self.capacity)
+        with torch.no_grad():
+            self._states[:, self.length : end] = states
+            self._positions[:, self.length : end] = positions
+        return self._states[:, :end], self._positions[:, :end]
 
     def advance(self, positions: int) -> None:
         """Make the next ``positions`` written positions part of the prefix."""

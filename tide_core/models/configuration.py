@@ -41,6 +41,7 @@ SILENT_FIELDS = frozenset(
         "torch_dtype",
         "transformers_version",
         "use_cache",
+        "use_mrope",
         "use_sliding_window",
         "norm_head",
         "moe_router_enable_expert_bias",
@@ -191,6 +192,8 @@ def _refuse_unsupported(payload: dict[str, Any]) -> None:
     layer_types = payload.get("layer_types") or []
     if any(kind != "full_attention" for kind in layer_types) or payload.get("use_sliding_window"):
         raise CheckpointError("Sliding-window attention is not supported.", param="layer_types")
+    if payload.get("use_mrope"):
+        raise CheckpointError("Rotary positions of several axes are not supported.", param="use_mrope")
     if payload.get("quantization_config") is not None:
         raise CheckpointError(
             "Quantised checkpoints are not supported: use the original weights.", param="quantization_config"

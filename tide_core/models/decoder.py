@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from tide_core.checkpoints.headers import CONFIG_NAME, read_config, read_headers
 from tide_core.checkpoints.special_tokens import find_mask_token
 from tide_core.contracts.errors import CheckpointError, InvalidInputError, ShapeError
+from tide_core.contracts.families import find_family
 from tide_core.contracts.job import Quantisation
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.configuration import DecoderConfig
@@ -38,6 +39,7 @@ from tide_core.models.loading import (
 from tide_core.models.quantisation import quantise_layer
 from tide_core.models.reading import ReadPlaces
 from tide_core.models.rotary import rotary_tables
+from tide_core.models.shifting import shift_places, shift_states
 
 AttentionMask = (
     Bool[Tensor, "batch key"]
@@ -48,6 +50,22 @@ AttentionMask = (
 
 # Not ``Self``, which the tests' shape checks cannot resolve in a class that is checked method by method.
 DecoderT = TypeVar("DecoderT", bound="Decoder")
+
+
+class _Begun(NamedTuple):
+    """What a forward starts with.
+
+    Attributes:
+        hidden: embeddings, [batch, seq, hidden].
+        context: what all layers share.
+        mask: which keys a query may see, booleans or a block mask; None: all.
+        positions: rotary positions, [batch, seq].
+    """
+
+    hidden: Tensor
+    context: LayerContext
+    mask: Tensor | BlockMask | None
+    positions: Tensor
 
 
 class Decoder(nn.Module):
@@ -112,6 +130,13 @@ class Decoder(nn.Module):
         return self.config.hidden_size
 
     @property
+    def is_shifted(self) -> bool:
+        """Whether the weights predict the next token; what the decoder gives is at the token's own
+        position."""
+        family = find_family(self.config.model_type)
+        return family is not None and family.is_shifted
+
+    @property
     def mask_token_id(self) -> int:
         """The id of the mask token.
 
@@ -148,7 +173,7 @@ class Decoder(nn.Module):
         position_ids: Int[Tensor, "batch seq"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
-        """Hidden states after the final norm.
+        """Hidden states after the final norm, each where the token stands that it is about.
 
         Args:
             input_ids: token ids.
@@ -166,10 +191,17 @@ class Decoder(nn.Module):
             InvalidInputError: an id outside the vocabulary. Looked for on the CPU alone, not in a compiled
                 graph: elsewhere the look would hold up the stream, and who puts ids there checks them.
         """
-        hidden, context = self._begin(input_ids, attention_mask, position_ids, cache)
+        begun = self._begin(input_ids, attention_mask, position_ids, cache)
+        hidden = begun.hidden
         for layer in self.layers:
-            hidden = self._through(layer, hidden, context)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+            hidden = self._through(layer, hidden, begun.context)
+        states: Tensor = self.norm(hidden)
+        if not self.is_shifted:
+            return states
+        positions = begun.positions
+        if cache is not None:
+            states, positions = cache.write_states(states, positions)
+        return shift_states(states, begun.mask, positions, input_ids.shape[1])
 
     def forward_at(
         self,
@@ -187,7 +219,10 @@ class Decoder(nn.Module):
         Raises:
             ShapeError, InvalidInputError: as :meth:`forward`.
         """
-        hidden, context = self._begin(input_ids, attention_mask, position_ids, None)
+        begun = self._begin(input_ids, attention_mask, position_ids, None)
+        hidden, context = begun.hidden, begun.context
+        if self.is_shifted:
+            places = shift_places(places, begun.mask, begun.positions)
         *before, last = self.layers
         for layer in before:
             hidden = self._through(layer, hidden, context)
@@ -225,7 +260,7 @@ class Decoder(nn.Module):
         attention_mask: AttentionMask | None,
         position_ids: Tensor | None,
         cache: KeyValueCache | None,
-    ) -> tuple[Tensor, LayerContext]:
+    ) -> _Begun:
         """Embeddings, and what all layers share."""
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             _check_ids(input_ids, self.vocab_size)
@@ -238,7 +273,8 @@ class Decoder(nn.Module):
         width = torch.promote_types(hidden.dtype, torch.float32)
         cosines, sines = rotary_tables(position_ids, self.config.rotary, self.config.rotated_dim, width)
         bias = as_bias(pattern, hidden)
-        return hidden, LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), bias, cache)
+        context = LayerContext(cosines.to(hidden.dtype), sines.to(hidden.dtype), bias, cache)
+        return _Begun(hidden, context, pattern, position_ids)
 
     def _through(self, layer: nn.Module, hidden: Tensor, context: LayerContext) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -1,4 +1,5 @@
-"""Dense decoders of the Qwen3, Qwen2 and Llama shapes: one model, four switches.
+"""Dense decoders of the Qwen3, Qwen2 and Llama shapes, and of what others made of them: one model, four
+switches.
 
 Which family switches what, and by which field of ``config.json``, stands in the table of families
 (:mod:`tide_core.contracts.families`); the weights' names are those of Qwen3 throughout.
@@ -19,6 +20,7 @@ from tide_core.contracts.families import (
     ModelFamily,
     architecture_name,
     find_family,
+    is_student_type,
 )
 from tide_core.models.configuration import ConfigT, DecoderConfig
 from tide_core.models.decoder import Decoder
@@ -35,7 +37,7 @@ class DenseConfig(DecoderConfig):
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    # Tokens per diffusion block that a student was trained with.
+    # Tokens per diffusion block that the model was trained with.
     block_size: int | None = None
 
     @property
@@ -58,12 +60,19 @@ class DenseConfig(DecoderConfig):
 
     @classmethod
     def from_json(cls: type[ConfigT], payload: dict[str, Any]) -> ConfigT:
-        return super().from_json({**payload, **_family_switches(payload)})
+        family = _dense_family(payload.get("model_type"))
+        block_size = payload.get(family.block_size_field, family.block_size)
+        if is_student_type(payload.get("model_type")):
+            block_size = payload.get("block_size")
+        fields = {name: value for name, value in payload.items() if name != family.block_size_field}
+        return super().from_json({**fields, "block_size": block_size, **_family_switches(payload)})
 
     def to_json(self) -> dict[str, Any]:
         payload = super().to_json()
         for name in set(_SWITCH_FIELDS) - self.family.switches.fields:
             payload.pop(name)
+        if "block_size" in payload:
+            payload[self.family.block_size_field] = payload.pop("block_size")
         return {**dict.fromkeys(self.family.explicit_fields), **payload}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tide_core.contracts.errors import CheckpointError
-from tide_core.contracts.families import FAMILIES, MixtureFields, ModelFamily, find_family
+from tide_core.contracts.families import FAMILIES, MixtureFields, ModelFamily, find_family, read_model_type
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def model_shape(config: Mapping[str, Any], param: str) -> ModelShape:
     Raises:
         CheckpointError: ``unknown_architecture``, or ``bad_checkpoint`` when a size is missing or no size.
     """
-    family = find_family(config.get("model_type"))
+    family = find_family(read_model_type(config))
     if family is None:
         raise CheckpointError(
             f"The planner does not know the architecture {config.get('model_type')!r}; it knows "

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tide_core.contracts.families import LLADA2_MOE, WEDLM
+from tide_core.contracts.families import FAST_DLLM_V2, LLADA2_MOE, SDAR, WEDLM
 from tide_core.models.decoder import Decoder
 from tide_core.models.registry import model_class
 
@@ -22,6 +22,7 @@ _TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content
 _SHARED_SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -36,7 +37,6 @@ _SHARED_SIZES: dict[str, Any] = {
 }
 _OWN_SIZES: dict[str, dict[str, Any]] = {
     LLADA2_MOE.model_type: {
-        "intermediate_size": 64,
         "moe_intermediate_size": 16,
         "num_experts": 8,
         "num_experts_per_tok": 2,
@@ -47,7 +47,9 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.5,
         "partial_rotary_factor": 0.5,
     },
-    WEDLM.model_type: {"intermediate_size": 64, "qk_norm": True, "attention_bias": False},
+    WEDLM.model_type: {"qk_norm": True, "attention_bias": False},
+    SDAR.model_type: {"block_size": 4},
+    FAST_DLLM_V2.model_type: {"bd_size": 8, "tie_word_embeddings": True},
 }
 
 
@@ -55,10 +57,10 @@ def tiny_teacher(architecture: str, *, seed: int = 0) -> Decoder:
     """A frozen model of some 40,000 parameters.
 
     Args:
-        architecture: ``model_type`` of LLaDA2 or WeDLM.
+        architecture: ``model_type`` of a family.
         seed: of the weights.
     """
-    config = {"model_type": architecture} | _SHARED_SIZES | _OWN_SIZES[architecture]
+    config = {"model_type": architecture} | _SHARED_SIZES | _OWN_SIZES.get(architecture, {})
     return model_class(architecture).from_config(config, seed=seed).eval().requires_grad_(False)
 
 

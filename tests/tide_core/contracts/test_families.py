@@ -19,6 +19,7 @@ from tide_core.contracts.families import (
     architecture_name,
     find_family,
     is_student_type,
+    read_model_type,
     teacher_types,
 )
 from tide_core.contracts.job import JobSpec, TeacherSpec, resolve
@@ -80,8 +81,12 @@ def test_one_entry_is_enough_for_loader_planner_checks_conversion_and_page(
 
 def test_a_pattern_that_the_family_does_not_know_is_refused(newcomer: str) -> None:
     body = {"teacher": {"model": "m"}, "student": {"model": "s"}, "objective": [{"type": "reverse_kl"}]}
-    spec = JobSpec.model_validate(body | {"data": {"sources": [{"location": "d"}]}})
-    resolve(spec, pipeline=Pipeline.SHARED_TOKENIZER)
+    body |= {"data": {"sources": [{"location": "d"}]}}
+    left_open = JobSpec.model_validate(body)
+    assert resolve(left_open, pipeline=Pipeline.SHARED_TOKENIZER).teacher.attention == "block_staircase"
+    resolved = resolve(left_open, pipeline=Pipeline.SHARED_TOKENIZER, teacher_architecture=newcomer)
+    assert resolved.teacher.attention == "bidirectional"
+    spec = JobSpec.model_validate(body | {"teacher": {"model": "m", "attention": "block_staircase"}})
     with pytest.raises(InvalidInputError) as caught:
         resolve(spec, pipeline=Pipeline.SHARED_TOKENIZER, teacher_architecture=newcomer)
     assert (caught.value.code, caught.value.param) == ("attention_not_supported", "teacher.attention")
@@ -104,12 +109,31 @@ def test_only_causal_families_have_students() -> None:
     for name in ("a2d-wedlm", "a2d-llada2_moe", "a2d-", "a2d-mamba", "", None):
         assert find_family(name) is None
         assert not is_student_type(name)
+    for name in ("a2d-sdar", "a2d-Dream", "a2d-Fast_dLLM_Qwen"):
+        assert find_family(name) is None
+    assert FAMILIES["sdar"].student_type == "a2d-qwen3"
     assert architecture_name("a2d-llama") == "A2DLlamaLMHeadModel"
     with pytest.raises(KeyError):
         architecture_name("a2d-wedlm")
 
 
-NAME = re.compile(r"\b(wedlm|llada2_moe)\b|\ba2d-")
+@pytest.mark.parametrize(
+    ("config", "model_type"),
+    [
+        ({"model_type": "qwen3", "architectures": ["Anything"]}, "qwen3"),
+        ({"model_type": "Dream", "architectures": ["DreamModel"]}, "Dream"),
+        ({"model_type": "Dream"}, "Dream"),
+        # Not shifted, and of another shape.
+        ({"model_type": "Dream", "architectures": ["DreamForCausalLM"]}, "Dream (DreamForCausalLM)"),
+        ({"model_type": "mamba"}, "mamba"),
+        ({}, "None"),
+    ],
+)
+def test_a_name_that_several_models_use_is_settled_by_the_class(config: dict, model_type: str) -> None:
+    assert read_model_type(config) == model_type
+
+
+NAME = re.compile(r"\b(wedlm|llada2_moe|sdar|Fast_dLLM_Qwen|DreamModel)\b|\ba2d-")
 IMPORT = re.compile(r"^\s*(from|import) ")
 TABLE = Path("tide_core/contracts/families.py")
 
