@@ -284,19 +284,25 @@ def _chunk_term(term: AnyChunkTerm, inputs: ObjectiveInputs, read: Readings) -> 
     scores, row = (student_lp, teacher.log_probs.to(student_lp.dtype)), teacher.chunk_row
     if term.chunk_filter is not None:
         scores, row = _filter_chunks(term.chunk_filter, scores, teacher, read)
+    return _chunk_values(term, scores, row, inputs).sum() / max(1, inputs.normalisers.active_chunks)
+
+
+def _chunk_values(
+    term: AnyChunkTerm, scores: tuple[Tensor, Tensor], row: Tensor, inputs: ObjectiveInputs
+) -> Tensor:
+    """The term's value of each chunk, from the student's and the teacher's ``LP``; `row` is the chunks'."""
     temperature, floor = term.temperature, term.probability_floor
     match term:
         case CalmTerm():
-            values = forward_calm(*scores, temperature=temperature, floor=floor)
+            return forward_calm(*scores, temperature=temperature, floor=floor)
         case TidalCalmTerm():
             share = scheduled_lambda(term.schedule, inputs.progress, inputs.t)[row]
             weight = timestep_weight(inputs.t, term.timestep_weight)[row]
-            values = weight * tidal_calm(*scores, share, temperature=temperature, floor=floor)
+            return weight * tidal_calm(*scores, share, temperature=temperature, floor=floor)
         case ReverseCalmTerm():
-            values = reverse_calm(*scores, temperature=temperature, floor=floor)
+            return reverse_calm(*scores, temperature=temperature, floor=floor)
         case ReverseBernoulliKLTerm():
-            values = reverse_bernoulli_kl(*scores, temperature=temperature, floor=floor)
-    return values.sum() / max(1, inputs.normalisers.active_chunks)
+            return reverse_bernoulli_kl(*scores, temperature=temperature, floor=floor)
 
 
 def _filter_chunks(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from tide_core.contracts.errors import InvalidInputError, NonFiniteError, ShapeError
 from tide_core.contracts.objective import (
+    AnyChunkTerm,
     CalmTerm,
     ChunkFilter,
     CrossEntropyTerm,
     ForwardKLTerm,
     ObjectiveTerm,
     Pipeline,
+    PositionTerm,
     ReverseBernoulliKLTerm,
     ReverseCalmTerm,
     ReverseKLTerm,
@@ -274,6 +277,11 @@ SHARED_TERMS: list[ObjectiveTerm] = [
     TidalTerm(timestep_weight="uniform", schedule=TidalSchedule(axes="training", growth="linear")),
     TidalTerm(schedule=TidalSchedule(growth="adaptive", lambda_init=0.2, lambda_max=0.6)),
 ]
+
+
+def test_every_term_is_compared_with_a_loop() -> None:
+    assert {type(term) for term in CROSS_TERMS} == set(get_args(AnyChunkTerm))
+    assert {type(term) for term in SHARED_TERMS} == set(get_args(PositionTerm))
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence", "batch"])
