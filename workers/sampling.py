@@ -87,7 +87,7 @@ def sample_text(request: SamplingRequest, on_text: Callable[[str], None] | None 
     prompt = _prompt_ids(tokenizer, folder, request)
     model = load_teacher(folder, dtype=_dtype(request.dtype), device=_device(request.device))
     settings = _settings(request, model)
-    stream = _TextStream(tokenizer, _end_ids(tokenizer, folder, model), on_text) if on_text else None
+    stream = TextStream(tokenizer, _end_ids(tokenizer, folder, model), on_text) if on_text else None
     start = time.perf_counter()
     result = sample(
         model,
@@ -105,7 +105,7 @@ def sample_text(request: SamplingRequest, on_text: Callable[[str], None] | None 
     )
 
 
-class _TextStream:
+class TextStream:
     """Gives out text from left to right although tokens are decided in any order."""
 
     def __init__(self, tokenizer: Tokenizer, ends: tuple[int, ...], on_text: Callable[[str], None]) -> None:

@@ -30,7 +30,7 @@ DOUBLES_LEFT = frozenset(
     ]
 )
 PARTICIPLES_LEFT = 85
-PRIVATE_LEFT = 17
+PRIVATE_LEFT = 0
 
 PARTICIPLES = frozenset(
     [

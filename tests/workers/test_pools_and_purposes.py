@@ -29,7 +29,7 @@ from tide_core.contracts.teacher import TeacherLease, TeacherPool
 from workers.evaluation.driver import run_evaluation
 from workers.preparation.driver import ray_map
 from workers.scores.serve_transport import ServeTransport
-from workers.student.driver import _fit
+from workers.student.driver import fit
 from workers.teachers.tiny import write_tiny_teacher
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -286,7 +286,7 @@ def brief(folder: Path, phase: Phase, labels: dict[str, str]) -> AttemptBrief:
 
 @pytest.mark.usefixtures("served")
 class TestPurposes:
-    """The two-node cluster has one labelled node: whoever asks for its label must be there, each time."""
+    """The two-node cluster has one labelled node: what asks for its label must run there, each time."""
 
     LABELS = labels_for(Purpose.TEACHER)
 
@@ -299,17 +299,16 @@ class TestPurposes:
         found = list(ray_map(where, [1, 2, 3, 4], node_labels=self.LABELS))  # type: ignore[list-item]
         assert found == ["teacher"] * 4
 
-    def test_evaluation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_evaluation(self, tmp_path: Path) -> None:
         def where(brief_json: str) -> dict[str, Any]:
             import ray
 
             return dict(ray.get_runtime_context().get_node_labels())
 
-        monkeypatch.setattr("workers.evaluation.driver._evaluate", where)
-        found = run_evaluation(brief(tmp_path, Phase.EVALUATE, self.LABELS))
+        found = run_evaluation(brief(tmp_path, Phase.EVALUATE, self.LABELS), where)
         assert found[PURPOSE_LABEL] == "teacher"
 
-    def test_training(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_training(self, tmp_path: Path) -> None:
         def where(config: dict[str, Any]) -> dict[str, Any]:
             import ray
             import torch.distributed as dist
@@ -319,6 +318,5 @@ class TestPurposes:
             dist.all_gather_object(everybody, own)
             return {"purposes": everybody}
 
-        monkeypatch.setattr("workers.student.driver._train", where)
-        found = _fit(brief(tmp_path, Phase.TRAIN, self.LABELS))
+        found = fit(brief(tmp_path, Phase.TRAIN, self.LABELS), where)
         assert found["purposes"] == ["teacher", "teacher"]

@@ -17,7 +17,7 @@ from tide_core.models.dense import DenseDecoder
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.samplers.settings import CommittedTokens
 from workers import commands
-from workers.sampling import _TextStream
+from workers.sampling import TextStream
 from workers.student.checkpoint import CheckpointStore, TrainingState
 
 CONFIG = {
@@ -83,7 +83,7 @@ def test_streaming_waits_for_what_comes_before_and_for_whole_characters(qwen_fol
     ids = tokenizer.encode("a日b", add_special_tokens=False).ids
     assert len(ids) > 3
     pieces: list[str] = []
-    stream = _TextStream(tokenizer, (), pieces.append)
+    stream = TextStream(tokenizer, (), pieces.append)
     last = len(ids) - 1
     stream.accept(CommittedTokens(0, [last], [ids[last]], 1))
     assert pieces == []

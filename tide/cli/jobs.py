@@ -133,11 +133,11 @@ def logs(
             while True:
                 is_over = client.jobs.get(job_id).is_ended
                 text = client.jobs.logs(job_id, phase=phase, attempt=attempt, tail=tail)
-                unfinished = _print_lines(unfinished + _news(shown, text), output)
+                unfinished = print_lines(unfinished + _news(shown, text), output)
                 shown = text
                 if not follow or is_over:
                     if unfinished:
-                        _print_lines(unfinished + "\n", output)
+                        print_lines(unfinished + "\n", output)
                     return
                 time.sleep(_FOLLOW_SECONDS)
 
@@ -179,7 +179,7 @@ def _follow(client: Client, job_id: str, output: Output) -> None:
     raise typer.Exit(follow(client, job_id, output))
 
 
-def _print_lines(text: str, output: Output) -> str:
+def print_lines(text: str, output: Output) -> str:
     """Print the whole lines of a text; gives what follows the last of them."""
     whole, _, unfinished = text.rpartition("\n")
     for line in whole.split("\n") if whole or text.startswith("\n") else ():

@@ -267,7 +267,7 @@ def _layout(
         block=block,
         is_padding=is_padding,
         is_mask_token=is_mask_token,
-        attention_mask=_attention(block, copy, is_padding),
+        attention_mask=mark_attention(block, copy, is_padding),
         masked_row=masked_row,
         masked_column=masked_column,
     )
@@ -314,7 +314,7 @@ def uses_block_mask(device: torch.device, kept: int) -> bool:
     return device.type == "cuda" and kept >= BLOCK_MASK_FROM
 
 
-def _attention(block: Tensor, copy: Tensor, is_padding: Tensor) -> Tensor:
+def mark_attention(block: Tensor, copy: Tensor, is_padding: Tensor) -> Tensor:
     """:func:`may_attend` over a batch in two comparisons instead of nine operations on ``[kept, kept]``."""
     order, limit, code = _codes(block, copy, is_padding)
     allowed = order[:, None, :] < limit[:, :, None]

@@ -65,7 +65,7 @@ def own_service(data_folder: Path, *, active_jobs: int) -> Iterator[Service]:
     log = data_folder / "service.log"
     port = find_free_port()
     command = [
-        *_tide_command(),
+        *find_command(),
         "up",
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
@@ -125,7 +125,8 @@ def _is_ready(client: Client) -> bool:
         return False
 
 
-def _tide_command() -> list[str]:
+def find_command() -> list[str]:
+    """The command `tide` of this installation."""
     script = Path(sys.executable).with_name("tide")
     if script.is_file():
         return [str(script)]

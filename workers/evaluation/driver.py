@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tide_core.contracts.reporting import AttemptBrief
 from workers.cluster import connect, lost_worker, own_error, worker_environment, worker_threads
 
+EvaluateFunction = Callable[[str], dict[str, Any]]
 
-def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
+
+def run_evaluation(brief: AttemptBrief, evaluate: EvaluateFunction | None = None) -> dict[str, Any]:
     """Evaluate on the cluster; the result is the report.
+
+    Args:
+        brief: the attempt.
+        evaluate: what the worker calls with the brief as JSON; without it the evaluation.
 
     Raises:
         TideError: what the evaluation raised.
@@ -25,7 +32,7 @@ def run_evaluation(brief: AttemptBrief) -> dict[str, Any]:
         # A lost task is a lost attempt, and that is the reconciler's to repeat.
         max_retries=0,
         runtime_env=worker_environment(worker_threads(resources)),
-    )(_evaluate)
+    )(evaluate or _evaluate)
     try:
         report: dict[str, Any] = ray.get(task.remote(brief.model_dump_json()))
     except Exception as error:

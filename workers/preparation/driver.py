@@ -146,12 +146,17 @@ def _report(manifest: Manifest, location: str, is_reused: bool) -> DatasetPrepar
 
 MapFunction = Callable[[Callable[[RowBatch], ShardReport], Iterable[RowBatch]], Iterable[ShardReport]]
 
+ClusterMap = Callable[
+    [Callable[[RowBatch], ShardReport], Iterator[RowBatch], Mapping[str, str]], Iterator[ShardReport]
+]
+
 
 def ray_map(
     function: Callable[[RowBatch], ShardReport],
     batches: Iterable[RowBatch],
     *,
     node_labels: Mapping[str, str] | None = None,
+    map_on: ClusterMap | None = None,
 ) -> Iterator[ShardReport]:
     """Run over batches on the cluster's CPUs, a bounded number at a time.
 
@@ -162,18 +167,19 @@ def ray_map(
         function: what to do with a batch.
         batches: read as they are needed.
         node_labels: of the nodes that may be used; any node without them.
+        map_on: maps over the batches of a larger data set; without it, on Ray.
     """
     upcoming = iter(batches)
     read: list[RowBatch] = []
     for batch in upcoming:
         read.append(batch)
         if sum(len(each.rows) for each in read) > BATCH_ROWS:
-            yield from _on_cluster(function, chain(read, upcoming), node_labels or {})
+            yield from (map_on or _map_on_ray)(function, chain(read, upcoming), node_labels or {})
             return
     yield from map(function, read)
 
 
-def _on_cluster(
+def _map_on_ray(
     function: Callable[[RowBatch], ShardReport], batches: Iterator[RowBatch], node_labels: Mapping[str, str]
 ) -> Iterator[ShardReport]:
     import ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from workers.reporting.control import ControlPlane
 from workers.reporting.opening import open_reporter
 from workers.student.initial import build_initial_student
 
+TrainFunction = Callable[[dict[str, str]], dict[str, Any] | None]
+
 
 def run_training(brief: AttemptBrief) -> dict[str, Any]:
     """Train on the cluster; the result is what rank 0 concluded.
@@ -36,14 +39,23 @@ def run_training(brief: AttemptBrief) -> dict[str, Any]:
     control = ControlPlane.from_environment()
     current = control.fetch_brief()
     control.close()
-    return _fit(current)
+    return fit(current)
 
 
-def _fit(brief: AttemptBrief) -> dict[str, Any]:
+def fit(brief: AttemptBrief, train: TrainFunction | None = None) -> dict[str, Any]:
+    """Run Ray Train's workers for an attempt; the result is what rank 0 concluded.
+
+    Args:
+        brief: the attempt.
+        train: what each worker calls with its configuration; without it the training.
+
+    Raises:
+        TideError: what a trainer raised; of several, the first that is ours.
+    """
     # Ray Train looks after its workers every two seconds by default, and reads this when it is imported; a
     # short run would wait for the last look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Nobody here acts on a node's notice that it is about to go: one process fewer to start for each run.
+    # Tide does not act on a node's notice that it is about to go: one process fewer to start for each run.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -52,7 +64,7 @@ def _fit(brief: AttemptBrief) -> dict[str, Any]:
     resources = brief.spec.resources
     with tempfile.TemporaryDirectory(prefix="tide-ray-train-") as scratch:
         trainer = TorchTrainer(
-            _train,
+            train or _train,
             train_loop_config={"brief": brief.model_dump_json()},
             torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(

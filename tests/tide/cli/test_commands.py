@@ -21,7 +21,7 @@ from service.orchestrator.embedded_ray import find_free_port
 from service.settings import Settings
 from tests.support.job_objects import job_object
 from tide.cli import main as cli
-from tide.cli.jobs import _print_lines
+from tide.cli.jobs import print_lines
 from tide.cli.options import Output
 from tide.cli.spec_file import read_spec
 from tide.cli.watching import event_line, follow, outcome
@@ -145,13 +145,13 @@ class TestAgainstAControlPlane:
         assert "job-unknown" in answer.stderr
 
     def test_log_lines_are_printed_whole(self, capsys: pytest.CaptureFixture[str]) -> None:
-        rest = _print_lines('one\n\ntw"o\nthr', Output.TABLE)
+        rest = print_lines('one\n\ntw"o\nthr', Output.TABLE)
         assert (capsys.readouterr().out, rest) == ('one\n\ntw"o\n', "thr")
-        assert _print_lines(rest + "ee\n", Output.JSON) == ""
-        assert _print_lines("\nx\n", Output.JSON) == ""
+        assert print_lines(rest + "ee\n", Output.JSON) == ""
+        assert print_lines("\nx\n", Output.JSON) == ""
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert lines == [{"line": "three"}, {"line": ""}, {"line": "x"}]
-        assert _print_lines("", Output.JSON) == ""
+        assert print_lines("", Output.JSON) == ""
         assert capsys.readouterr().out == ""
 
     def test_an_address_without_a_server(self) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from tide_core.masks.block_attention import _attention, may_attend
+from tide_core.masks.block_attention import mark_attention, may_attend
 
 
 def test_it_equals_the_rules_on_random_layouts() -> None:
@@ -15,6 +15,6 @@ def test_it_equals_the_rules_on_random_layouts() -> None:
         expected = may_attend(block[:, :, None], copy[:, :, None], block[:, None, :], copy[:, None, :])
         expected &= ~(is_padding[:, :, None] | is_padding[:, None, :])
         expected |= torch.eye(kept, dtype=torch.bool) & is_padding[:, :, None]
-        got = _attention(block, copy, is_padding)
+        got = mark_attention(block, copy, is_padding)
         assert torch.equal(got[:, 0], expected)
         assert got.any(-1).all(), "a row without a key"

@@ -162,7 +162,7 @@ def fake_tide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "tide"
     script.write_text(FAKE_SERVICE.format(python=sys.executable))
     script.chmod(0o755)
-    monkeypatch.setattr(server, "_tide_command", lambda: [str(script)])
+    monkeypatch.setattr(server, "find_command", lambda: [str(script)])
 
 
 @pytest.mark.usefixtures("fake_tide")

@@ -180,7 +180,7 @@ def test_ctrl_c_cancels_the_jobs_on_a_service_that_was_running_before(
     monkeypatch.setattr(main, "write_corpus", lambda *arguments: {"splits": {}, "documentation_licence": ""})
     if is_own:
         service = Service("http://own", process=object())  # type: ignore[arg-type]
-        monkeypatch.setattr(main, "_service", lambda *arguments: _Entered(service))
+        monkeypatch.setattr(main, "own_service", lambda *arguments, **options: _Entered(service))
     request = main.DemoRequest(tmp_path, None if is_own else "http://theirs")
     with pytest.raises(SystemExit) as ended:
         main.run(request)
@@ -196,14 +196,14 @@ def test_a_polite_kill_ends_the_demo_as_ctrl_c_does(
     ended = []
 
     @contextmanager
-    def service(*arguments: object) -> Iterator[Service]:
+    def service(*arguments: object, **options: object) -> Iterator[Service]:
         try:
             yield Service("http://own")
         finally:
             ended.append(number)
 
-    monkeypatch.setattr(main, "_service", service)
-    monkeypatch.setattr(main, "_distil", lambda *arguments: signal.raise_signal(number))
+    monkeypatch.setattr(main, "own_service", service)
+    monkeypatch.setattr(main, "write_corpus", lambda *arguments: signal.raise_signal(number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         main.run(main.DemoRequest(tmp_path))

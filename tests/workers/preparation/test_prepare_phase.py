@@ -17,7 +17,6 @@ from tide_core.data.prepare import BATCH_ROWS, RowBatch, serial_map
 from tide_core.data.shards import PreparedDataset
 from tide_core.data.sources import Row
 from workers.main import phase_function, run_phase, say
-from workers.preparation import driver
 from workers.preparation.driver import prepare_for_job, ray_map
 from workers.preparation.location import open_prepared
 from workers.reporting.fake_control import FakeControlPlane
@@ -177,7 +176,7 @@ def test_many_batches_go_over_ray(
     assert [s.student_ids.tolist() for s in ours.train] == [s.student_ids.tolist() for s in theirs.train]
 
 
-def test_few_rows_do_not_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_do_not_need_ray() -> None:
     """Two splits of one batch's rows are done in this process; one row more goes over the cluster."""
     places: list[str] = []
 
@@ -185,12 +184,11 @@ def test_few_rows_do_not_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         places.append("cluster")
         return map(function, batches)
 
-    monkeypatch.setattr(driver, "_on_cluster", on_cluster)
     row = Row(0, 0, {"prompt": "Say 1", "response": "1"})
 
     def numbers(*sizes: int) -> list[int]:
         batches = [RowBatch(number, "train", [row] * size) for number, size in enumerate(sizes)]
-        return list(ray_map(lambda batch: batch.number, batches))  # type: ignore[arg-type,return-value]
+        return list(ray_map(lambda batch: batch.number, batches, map_on=on_cluster))  # type: ignore[arg-type,return-value]
 
     assert numbers() == []
     assert numbers(BATCH_ROWS) == [0]
