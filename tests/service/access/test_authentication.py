@@ -37,7 +37,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 async def viewer(database: Database) -> dict[str, str]:
-    """Headers of somebody who may read."""
+    """Headers of a caller who may read."""
     async with database.write() as session:
         token = await client_tokens.create(session, "reader", Role.VIEWER, None)
     return {"Authorization": f"Bearer {token}"}
@@ -45,7 +45,7 @@ async def viewer(database: Database) -> dict[str, str]:
 
 @pytest.fixture
 async def editor(database: Database) -> dict[str, str]:
-    """Headers of somebody who may do everything."""
+    """Headers of a caller who may do everything."""
     async with database.write() as session:
         token = await client_tokens.create(session, "writer", Role.EDITOR, None)
     return {"Authorization": f"Bearer {token}"}
