@@ -1,4 +1,4 @@
-"""The few things that the phases ask of Ray."""
+"""What the phases ask of Ray: to connect, resources and environment of a process, and what an error means."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ looks for them in the installed Ray."""
 
 
 class WorkerLostError(TideError):
-    """A process that worked for this phase is gone (a node, memory, a kill): another try may well work."""
+    """A process that worked for this phase is gone (a node, memory, a kill): another try may work."""
 
     code = "worker_lost"
 
 
 class NodeLostError(WorkerLostError):
-    """A whole node is gone with the processes on it, which no job can help."""
+    """A whole node is gone with the processes on it: not the job's fault."""
 
     code = NODE_LOST
 
@@ -39,12 +39,12 @@ def connect() -> None:
 
 
 def own_error(error: BaseException) -> TideError | None:
-    """The error of ours that Ray wrapped, or None when there is none."""
+    """The `TideError` that Ray wrapped, or None when there is none."""
     return next((found for found in _unwrap(error) if isinstance(found, TideError)), None)
 
 
 def lost_worker(error: BaseException) -> WorkerLostError | None:
-    """The loss of a process that Ray reports, in our terms; None when the error is something else."""
+    """The loss of a process that Ray reports, as an error of Tide; None when the error is something else."""
     from ray.exceptions import RayError, RayTaskError
 
     # A RayTaskError is an exception of our own code; every other error of Ray is a process or a node.
@@ -85,7 +85,7 @@ def _unwrap(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         failures = getattr(current, "worker_failures", None) or {}
-        # Ray Train finds most losses when it asks a worker how it is, and wraps what it heard once more.
+        # Ray Train finds most losses when it checks a worker's health, and wraps the loss once more.
         checked = getattr(current, "health_check_failure", None)
         waiting += [*failures.values(), getattr(current, "cause", None), checked, current.__cause__]
 

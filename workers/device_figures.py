@@ -78,7 +78,7 @@ def measure_device(
     Args:
         device: ``cpu`` or a CUDA device.
         threads: intra-op threads on a CPU, as the processes to be planned will have; None leaves torch's own.
-            The number of before is restored.
+            The process's own number is restored.
         clock: seconds that go by; ``time.thread_time`` on one thread leaves out what other processes took.
 
     Returns:

@@ -3,8 +3,8 @@
 In: the address of the control plane and the token of one attempt and phase, in the environment. Out: the
 phase's work, a last report on how it ended, and an exit status.
 
-Asks the control plane what to do, does that phase, and says how it ended. Each phase speaks for itself while
-it works (see `workers.reporting`); here only the last word is said.
+It asks the control plane which phase to run, runs it, and reports how it ended. A phase reports by itself
+while it works (see `workers.reporting`); only its last report is sent from here.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ def main() -> int:
     structlog.contextvars.bind_contextvars(
         job_id=brief.job_id, attempt=brief.attempt, phase=brief.phase.value
     )
-    tracing = _tracing()
+    tracing = _open_tracing()
     facts: dict[str, Attribute] = {"tide.job_id": brief.job_id, "tide.attempt": brief.attempt}
     with tracing.span(
         f"phase {brief.phase}", parent=os.environ.get(ENV_TRACEPARENT), kind="consumer", attributes=facts
     ) as span:
-        last_word = run_phase(brief, phase_function(brief.phase))
-        if span is not None and isinstance(last_word, Failed):
-            span.fail(f"{last_word.code}: {last_word.message}")
+        last_report = run_phase(brief, phase_function(brief.phase))
+        if span is not None and isinstance(last_report, Failed):
+            span.fail(f"{last_report.code}: {last_report.message}")
         with tracing.span("deliver the last report"):
-            say(last_word)
+            deliver_last(last_report)
     tracing.close()
-    return 0 if isinstance(last_word, Finished) else 1
+    return 0 if isinstance(last_report, Finished) else 1
 
 
-def _tracing() -> Tracing:
-    """As the control plane asked for it; a worker without the packages works on without."""
+def _open_tracing() -> Tracing:
+    """Tracing as the control plane asked for it; off where the packages are not installed."""
     endpoint = os.environ.get(ENV_TRACING_ENDPOINT)
     try:
         return Tracing("tide-worker", endpoint)
@@ -104,16 +104,16 @@ def run_phase(brief: AttemptBrief, function: PhaseFunction) -> Finished | Failed
         )
 
 
-def say(last_word: AnyReport) -> None:
-    """Deliver the last report. The brief is fetched anew: the phase has used up sequence numbers."""
+def deliver_last(report: AnyReport) -> None:
+    """Deliver the last report. The brief is fetched again: the phase has used up sequence numbers."""
     try:
         control = ControlPlane.from_environment()
         with open_reporter(control.fetch_brief(), control) as reporter:
-            reporter.send(last_word)
+            reporter.send(report)
             if not reporter.flush(CLOSING_SECONDS):
-                log.error("phase.unheard", report=last_word.model_dump(mode="json"))
+                log.error("phase.unheard", report=report.model_dump(mode="json"))
     except TideError as error:
-        log.error("phase.unheard", reason=error.message, report=last_word.model_dump(mode="json"))
+        log.error("phase.unheard", reason=error.message, report=report.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

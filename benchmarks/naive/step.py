@@ -82,7 +82,7 @@ class NaiveArm:
         return {name: weight.grad for name, weight in named if weight.grad is not None}
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to close."""
 
     def _student_logits(self, batch: NaiveBatch) -> Tensor:
         seq_len = batch.x_0.shape[1]
@@ -128,7 +128,7 @@ class NaiveArm:
             input_ids=torch.cat([batch.teacher_ids, x_t], dim=1),
             attention_mask=staircase_mask(batch.teacher_lengths, seq_len, self._sizes.block, x0_first=True),
             position_ids=positions,
-            use_cache=True,  # as the released code leaves it, though nobody reads the cache
+            use_cache=True,  # as the released code leaves it, though the cache is never read
         )
         # The wire carries hidden states in bfloat16; rounded alike, both arms compute the same loss.
         hidden = output.last_hidden_state.to(torch.bfloat16).to(teacher.lm_head.weight.dtype)

@@ -1,6 +1,6 @@
 """Where everything lies in storage, of one job and what jobs share: every path is spelt here.
 
-In: the root of the storage, a folder or an fsspec URL. Out: locations as strings, for whoever opens them.
+In: the root of the storage, a folder or an fsspec URL. Out: locations as strings.
 The layout is a promise to earlier versions: a job of the version before resumes from it.
 """
 

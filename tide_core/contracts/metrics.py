@@ -1,4 +1,4 @@
-"""Which metrics there are: declared once, exported by whoever counts, documented from here.
+"""Which metrics of teachers there are: declared once, exported by the replicas, documented from here.
 
 Names begin with `tide_`, units are base units, a job's id is a label only where the series ends with the job.
 """

@@ -26,7 +26,7 @@ NODE_LOST = "node_lost"
 SCORE_DEADLINE = "score_deadline"
 """Code of a failure: a question to the teacher had no answer before its deadline."""
 TEACHER_AWAY = frozenset({RetryableScoreError.code, SCORE_DEADLINE})
-"""Codes of a failure for want of a teacher's answers: the platform's too, for a bounded time."""
+"""Codes of a failure because the teacher did not answer: the platform's too, for a bounded time."""
 STOPPED = "stopped"
 """Key of a phase's result: true when the phase ended early because the control plane asked it to stop."""
 DEFAULT_SCORE_DEADLINE_SECONDS = 900.0
@@ -153,7 +153,7 @@ class DatasetPrepared(Contract):
 
 
 class TeacherAttested(Contract):
-    """The teacher that answers this phase, said before the first question to it.
+    """The teacher that answers this phase, reported before the first question to it.
 
     Older workers send ``Note(code="teacher.attested", message=fingerprint)`` instead. A control plane
     that is older than the worker refuses this report alone, and the job goes on without it; that happens only

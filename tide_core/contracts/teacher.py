@@ -58,8 +58,8 @@ class TeacherPool(Contract):
     def application(self) -> str:
         """Name of the Serve application, a function of the teacher alone (not of its size)."""
         # Without defaults: a field that a later version adds must not rename the pools that run.
-        said = self.teacher.model_dump_json(exclude_defaults=True)
-        digest = hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
+        fields = self.teacher.model_dump_json(exclude_defaults=True)
+        digest = hashlib.blake2b(fields.encode(), digest_size=6).hexdigest()
         return f"{TEACHER_PREFIX}{digest}"
 
 

@@ -28,7 +28,7 @@ class Entry(Generic[Payload]):
         kind: entries go into one batch only when their kinds are equal.
         rows: rows of the forward it takes.
         length: tokens of each row.
-        payload: what the caller wants back.
+        payload: what the caller gets back.
     """
 
     job_id: str
@@ -80,7 +80,7 @@ class FairQueue(Generic[Payload]):
     def push(self, entries: Sequence[Entry[Payload]], *, is_bounded: bool = True) -> None:
         """Let the entries of one request wait, all or none.
 
-        A job may always hold its equal part of the bound, so a job that fills the queue shuts nobody out; a
+        A job may always hold its equal part of the bound, so a job that fills the queue shuts no other out; a
         request that is larger than the bound is taken when its job has nothing else waiting.
 
         Raises:
@@ -109,7 +109,7 @@ class FairQueue(Generic[Payload]):
         """The next batch: at most ``max_tokens`` counting padding, but at least one entry if any waits.
 
         The job that is furthest behind gives its oldest entry, which fixes kind and length bucket; the rest
-        is filled with entries of the same kind and bucket, again from whoever is furthest behind.
+        is filled with entries of the same kind and bucket, again from the job that is furthest behind.
         """
         active = {name: job for name, job in self._jobs.items() if job.waiting}
         if not active:
@@ -159,7 +159,7 @@ class FairQueue(Generic[Payload]):
     def _forget_settled(self) -> None:
         """Drop idle jobs that owe nothing, so that the memory does not grow with the jobs of a year.
 
-        When nothing waits any more, nobody was kept waiting for another's sake: all debts are void.
+        When nothing waits any more, no job waited because of another: all debts are void.
         """
         if not self._tokens:
             self._now = max(job.virtual_time for job in self._jobs.values())

@@ -37,7 +37,7 @@ class ScoreTransport(Protocol):
         """
 
     def close(self) -> None:
-        """Cancel what is under way and let go of everything; futures that are not done raise."""
+        """Cancel what is under way and free everything; futures that are not done raise."""
 
 
 def check_request(

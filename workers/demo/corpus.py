@@ -1,7 +1,7 @@
 """Real text and code that every machine with Python has: the documented functions of the standard library.
 
 The text is the Python Software Foundation's (PSF License 2.0); nothing of it is shipped, it is read from the
-interpreter's own library. Python versions differ in it, so whoever uses it records its content hash.
+interpreter's own library. Python versions differ in it, so each use records its content hash.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Two recipes, the mixture-of-experts teacher and the dense teacher, and the students' tokeniser. A recipe is a
 pure function of its seed, its steps and the standard library's text; the losses are written beside the
-weights, and a test checks that the script still makes their like.
+weights, and a test checks that the script still reaches such losses.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class ExpertBalance:
             router.register_forward_hook(_counter(counts))
 
     def step(self) -> None:
-        """Shift the biases by the signs of the imbalance and start counting anew."""
+        """Shift the biases by the signs of the imbalance and start the count again."""
         for router, counts in zip(self._routers, self._counts, strict=True):
             router.expert_bias.data.add_(torch.sign(counts.mean() - counts), alpha=_BALANCE_RATE)
             counts.zero_()

@@ -20,8 +20,8 @@ from workers.demo.pretraining_data import Batch
 from workers.demo.sizes import BLOCK_SIZE
 
 _SMALLEST_TIMESTEP = 0.05
-# So often the prompt may be masked as well: it holds the same language, and costs the same forward.
 _WHOLE_SEQUENCE_SHARE = 0.25
+"""In this share of the sequences the prompt may be masked too: it holds the same language at no more cost."""
 
 
 class PretrainingLoss(Protocol):
@@ -60,7 +60,7 @@ def staircase_loss(model: Decoder, batch: Batch, draw: np.random.Generator) -> F
 def _draw_masks(batch: Batch, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Masks with stratified timesteps, and the weight of each position, sum of weights about one a token.
 
-    A position weighs (maskable / masked) of its sequence in the place of 1/t: the same expectation with less
+    A position weighs (maskable / masked) of its sequence instead of 1/t: the same expectation with less
     variance.
     """
     count = len(batch.lengths)

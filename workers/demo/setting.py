@@ -1,4 +1,4 @@
-"""The setting of the demo, fixed on the validation split before anybody looked at the test split.
+"""The setting of the demo, fixed on the validation split before the test split was looked at.
 
 Everything that decides the outcome is here: rows, steps, learning rate, weights, and the metric that counts.
 """

@@ -1,6 +1,6 @@
 """Generated tasks with one exact answer each, in chat form.
 
-They teach more in little time than prose does, and give the demo a figure that anybody can judge: exact
+They teach more in little time than prose does, and give the demo a figure that is easy to judge: exact
 match. Every question is drawn from a seeded generator; the split of a question is a function of its text
 (`workers.demo.splits`), so questions of the test split occur in no training set, a teacher's included.
 """

@@ -1,9 +1,9 @@
 """One reporter for a phase that tells several: the control plane, and the trackers that a job asks for.
 
 In: the reports of a phase. Out: each report to the control plane and to every tracker. The control plane
-alone decides: its failures are the phase's, its wish to stop counts, and `flush` and `close` answer for it.
-It is told first. Trackers share its deadlines. One that fails is logged once and is told the next report all
-the same; it never keeps a report from the others. No lock: each reporter guards itself.
+alone decides: its failures are the phase's, its request to stop counts, and `flush` and `close` answer for
+it. It is told first. Trackers share its deadlines. One that fails is logged once and is told the next report
+all the same; it never keeps a report from the others. No lock: each reporter guards itself.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Body = TypeVar("Body", bound=object)
 
 
 class RecordingReporter:
-    """Keeps every report in `bodies`; `request_stop()` plays the control plane's wish to stop."""
+    """Keeps every report in `bodies`; `request_stop()` stands for the control plane's request to stop."""
 
     def __init__(self) -> None:
         self.bodies: list[AnyReport] = []

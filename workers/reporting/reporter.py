@@ -1,4 +1,4 @@
-"""What a phase may say while it works, whoever listens."""
+"""What a phase reports while it works, to any receiver: the protocol, and progress with an estimate."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reporter(Protocol):
 
 
 class ProgressMeter:
-    """Turns "so many of so many" into `Progress` reports with an ETA, at most one per `min_interval` seconds.
+    """Turns "12 of 300" into `Progress` reports with an ETA, at most one per `min_interval` seconds.
 
     The rate is taken from the moment of the first update, so that start-up does not count.
     """

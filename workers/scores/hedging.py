@@ -26,7 +26,7 @@ class ScoreAttempt(Protocol):
         """Wait for the answer; raises a :class:`~tide_core.contracts.errors.TideError`."""
 
     def cancel(self) -> None:
-        """Nobody waits any more: end it if it has not begun."""
+        """The answer is not needed any more: end it if it has not begun."""
 
 
 class Begin(Protocol):

@@ -48,11 +48,11 @@ def open_transport(brief: AttemptBrief, stack: ExitStack, device: torch.device) 
 
 def score_cache_bytes() -> int:
     """``$TIDE_SCORE_CACHE_BYTES``, else 8 GiB."""
-    said = os.environ.get(ENV_SCORE_CACHE_BYTES, "")
+    given = os.environ.get(ENV_SCORE_CACHE_BYTES, "")
     try:
-        return int(said) if said else DEFAULT_BYTES
+        return int(given) if given else DEFAULT_BYTES
     except ValueError:
         raise InvalidInputError(
-            f"{ENV_SCORE_CACHE_BYTES} is '{said}': give a number of bytes, or 0 to keep no scores.",
+            f"{ENV_SCORE_CACHE_BYTES} is '{given}': give a number of bytes, or 0 to keep no scores.",
             param=ENV_SCORE_CACHE_BYTES,
         ) from None

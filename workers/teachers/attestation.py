@@ -1,7 +1,7 @@
 """Is this replica still the teacher? Golden masked prompts, asked before serving and every few minutes.
 
 A replica can answer nonsense without an error: weights that did not arrive after waking, a broken device, a
-dtype too narrow. Training on such answers goes on happily, so the answers themselves are judged: a NaN, a
+dtype too narrow. Training on such answers would go on without an error, so the answers are judged: a NaN, a
 flat distribution, hidden states that do not depend on the input, or a drift against the first answers.
 """
 
@@ -46,13 +46,13 @@ class AttestationError(ScoreError):
 
 
 def golden_requests(tokenizer: Tokenizer) -> tuple[ScoreRequest, ...]:
-    """Masked prompts that are the same for everybody with this tokenizer.
+    """Masked prompts that are the same for every teacher with this tokenizer.
 
     Returns:
         Log-probabilities in two layouts, and hidden states in one.
 
     Raises:
-        TokenizerError: the tokenizer makes nothing of the prompts.
+        TokenizerError: the tokenizer makes too few tokens of the prompts.
     """
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids[:LONGEST_PROBE] for text in GOLDEN_TEXTS]
     encoded = [ids for ids in encoded if len(ids) >= 2 * MASK_PERIOD]
@@ -157,7 +157,7 @@ class Attestor:
         self._raise_finding()
 
     def check(self) -> None:
-        """Never waits: judges answers that have come, asks anew when it is time.
+        """Never waits: judges answers that have come, asks again when it is time.
 
         Raises:
             AttestationError, ScoreError: what was found; from then on, each time.

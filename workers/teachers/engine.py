@@ -323,7 +323,7 @@ class TeacherEngine:
             self._fail(entries, _as_score_error(broken))
             return
         finally:
-            # Its frames hold the tensors of the forward that failed, perhaps for want of memory.
+            # Its frames hold the tensors of the forward that failed, perhaps because memory ran out.
             error.__traceback__ = None
         if len(entries) == 1 and not may_repeat:
             self._fail(entries, _as_score_error(error))

@@ -32,7 +32,7 @@ HOLD_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class HeldAnswer:
-    """What goes over the wire in the place of an answer with its values.
+    """What goes over the wire instead of an answer with its values.
 
     Attributes:
         response: the answer, with no rows in its values.
@@ -73,18 +73,18 @@ class AnswerShelf:
             return len(self._held)
 
     def hold(self, key: str, reference: Any, seconds: float = HOLD_SECONDS) -> None:
-        """Keep a reference, and let go of those whose time has passed."""
+        """Keep a reference, and drop those whose time has passed."""
         self.sweep()
         with self._lock:
             self._held[key] = (self._clock() + seconds, reference)
 
     def drop(self, key: str) -> None:
-        """Let go of a reference; one that is not there was let go of before."""
+        """Stop holding a reference; one that is not there was dropped before."""
         with self._lock:
             self._held.pop(key, None)
 
     def sweep(self) -> None:
-        """Let go of every reference whose time has passed."""
+        """Drop every reference whose time has passed."""
         now = self._clock()
         with self._lock:
             self._held = {key: held for key, held in self._held.items() if held[0] > now}
@@ -111,5 +111,5 @@ async def hold_answer(response: ScoreResponse, values: Tensor, asked_at: float) 
 
 
 def release(replica: object, key: str) -> None:
-    """Let go of the values with a key; a trainer has the replica's actor call this once it has read them."""
+    """Drop the values with a key; a trainer has the replica's actor call this once it has read them."""
     SHELF.drop(key)

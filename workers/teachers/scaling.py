@@ -1,8 +1,8 @@
 """How many replicas a teacher's pool needs: what each replica measures, and the policy that reads it.
 
 Ray Serve asks every replica for its :class:`LoadMeter`'s figures, and asks :class:`QueueDelayPolicy` in its
-controller for a number of replicas; bounds and patience (how long a wish must last) are Serve's own. The
-policy travels to the controller by value, so this module imports nothing of Tide's.
+controller for a number of replicas; the bounds, and how long a decision must hold before it is acted on, are
+Serve's own. The policy travels to the controller by value, so this module imports nothing of Tide's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LoadMeter:
         if answered:
             self._delay = (now.queue_seconds - (last.queue_seconds if last else 0.0)) / answered
         elif now.queued_tokens:
-            self._delay += elapsed  # nobody was answered: those who wait have waited so much longer
+            self._delay += elapsed  # no request was answered: those that wait have waited that much longer
         else:
             self._delay = 0.0
         busy = now.busy_seconds - (last.busy_seconds if last else 0.0)
@@ -91,7 +91,7 @@ class QueueDelayPolicy:
         metrics = context.aggregated_metrics or {}
         delays, shares = metrics.get(QUEUE_DELAY, {}), metrics.get(BUSY, {})
         if not running or len(delays) < running:
-            return asked, {}  # a new replica has not said anything yet: wait for the whole picture
+            return asked, {}  # a new replica has not reported yet: decide when all have
         return decide_replicas(
             running,
             asked,

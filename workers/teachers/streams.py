@@ -57,7 +57,7 @@ class Streams:
         return torch.cat(list(parts))
 
     def settle(self) -> None:
-        """Wait until nothing is under way, so that what a failed forward held may be let go."""
+        """Wait until nothing is under way, so that the memory of a failed forward may be freed."""
 
 
 class CudaStreams(Streams):

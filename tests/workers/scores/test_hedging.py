@@ -157,7 +157,7 @@ class TwoReplicas:
         return self.straggler if self.begun == self.slow else ended(self.begun)
 
     def describe(self, timeout: float) -> TeacherDescription:
-        raise AssertionError("nobody asks")
+        raise AssertionError("not asked")
 
     def cancel(self) -> None:
         pass

@@ -100,7 +100,7 @@ def test_the_teachers_own_errors_come_through(connect: Connect) -> None:
 
 def test_another_teacher_than_the_leases_is_refused(connect: Connect) -> None:
     with pytest.raises(FingerprintMismatchError):
-        connect(fingerprint="somebody else").submit(request_of([8])).result(60)
+        connect(fingerprint="another teacher").submit(request_of([8])).result(60)
     transport = connect("llada2_moe")
     description = transport.describe()
     assert connect("llada2_moe", description.fingerprint).submit(request_of([8])).result(60) is not None

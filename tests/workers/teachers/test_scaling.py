@@ -51,7 +51,7 @@ class TestLoadMeter:
 @pytest.mark.parametrize(
     ("running", "asked", "delay", "busy", "wanted"),
     [
-        pytest.param(2, 2, 0.4, 2.0, 2, id="busy, and nobody waits too long"),
+        pytest.param(2, 2, 0.4, 2.0, 2, id="busy, and no request waits too long"),
         pytest.param(2, 2, 0.6, 2.0, 3, id="a little too long: one more"),
         pytest.param(4, 4, 0.6, 4.0, 5, id="in proportion"),
         pytest.param(4, 4, 60.0, 4.0, 8, id="doubled at most"),
