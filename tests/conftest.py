@@ -3,6 +3,9 @@
 from jaxtyping import install_import_hook
 
 import tests.support.shape_checks  # noqa: F401 - jaxtyping looks it up by name
+from tests.support.tree_entry_points import install_entry_points
+
+install_entry_points()
 
 # Annotations such as Float[Tensor, "batch chunk"] are checked in every call under test, at no cost in
 # production. The hook must be there before the first import of these modules. The contracts are left out:

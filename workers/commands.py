@@ -6,12 +6,12 @@ Importing this module costs nothing: what a command needs is imported when it ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tide.cli.failures import clear_errors
 
 OUTPUT_HELP = "text, or json for one JSON object on standard output."
 
@@ -188,24 +188,6 @@ def measure(
         else:
             file.write_text(text + "\n", encoding="utf-8")
             typer.echo(f"Wrote {file}. Plan with: tide plan SPEC --cluster {file}", err=True)
-
-
-@contextmanager
-def clear_errors(output: str) -> Iterator[None]:
-    """Turn Tide's errors into one message and exit status 1; anything else is a defect and keeps its
-    trace.
-    """
-    from tide_core.contracts.errors import TideError
-
-    try:
-        yield
-    except TideError as error:
-        if output == "json":
-            body = {"message": error.message, "code": error.code, "param": error.param}
-            typer.echo(json.dumps({"error": body}), err=True)
-        else:
-            typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(1) from None
 
 
 def require_output(output: str) -> None:

@@ -36,10 +36,9 @@ _PACKAGES = {
     "sqlalchemy": True,
     "ray": False,
     "torch": False,
-    "transformers": False,
     "datasets": False,
 }
-"""Packages to report, and whether the control plane itself needs them."""
+"""Packages to report, and whether the control plane itself needs them (the workers need the others)."""
 
 
 class Verdict(StrEnum):

@@ -106,7 +106,7 @@ def test_conversion_of_a_causal_model(qwen_folder: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "student" / "config.json").read_text())["block_size"] == 4
     again = run("convert", source, tmp_path / "student")
     assert again.exit_code == 1
-    assert again.stderr.startswith("error: ")
+    assert again.stderr.startswith("error [target]: ")
     assert "exists already" in again.stderr
 
 
