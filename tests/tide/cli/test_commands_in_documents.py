@@ -62,5 +62,5 @@ def test_a_shown_command_exists_with_its_options(command: str, options: tuple[st
 
 
 def test_commands_are_found_in_blocks_and_in_lines() -> None:
-    text = "```\ntide jobs list -o json\n```\n`tide up --help` or (`kubectl exec POD -- tide tokens revoke x`)."
+    text = "```\ntide jobs list -o json\n```\n`tide up --help` or (`kubectl exec P -- tide tokens revoke x`)."
     assert commands_of(text) == {("jobs list", ()), ("up", ("--help",)), ("tokens revoke", ())}
