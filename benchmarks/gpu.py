@@ -55,7 +55,7 @@ def forwards(sizes: Sizes, device: str, *, repeats: int) -> dict[str, Any]:
     found = teacher_flops(sizes, repeats=repeats, device=device, dtype=device_dtype(device))
     looped = with_expert_loop(teacher("mixture", sizes, dtype=device_dtype(device), device=device))
     ids = torch.ones(sizes.batch, sizes.length, dtype=torch.long, device=device)
-    found["expert_loop_seconds"] = median_seconds(partial(looped.hidden, ids), repeats=repeats)
+    found["expert_loop_seconds"] = median_seconds(partial(looped.hidden_states, ids), repeats=repeats)
     found["grouped_over_loop"] = found["expert_loop_seconds"] / found["mixture"]["seconds"]
     return found
 

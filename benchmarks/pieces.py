@@ -217,7 +217,7 @@ def teacher_flops(
     for kind in ("dense", "mixture"):
         model = (models or {}).get(kind) or teacher(kind, sizes, dtype=dtype, device=device)
         ids = torch.ones(sizes.batch, sizes.length, dtype=torch.long, device=device)
-        spent = median_seconds(partial(model.hidden, ids), repeats=repeats)
+        spent = median_seconds(partial(model.hidden_states, ids), repeats=repeats)
         rate = forward_flops(model, sizes.batch, sizes.length) / spent
         found[kind] = {
             "seconds": spent,

@@ -46,7 +46,7 @@ def masked_logits(model: Decoder, batch: Batch, is_masked: Tensor) -> Tensor:
     seq = ids.shape[1]
     is_sparse = model.config.model_type == "llada2_moe"
     mask = bidirectional_mask(lengths, seq) if is_sparse else block_causal_mask(lengths, seq, BLOCK_SIZE)
-    hidden = model.hidden(ids.masked_fill(is_masked, model.mask_token_id), mask)
+    hidden = model.hidden_states(ids.masked_fill(is_masked, model.mask_token_id), mask)
     return model.lm_head(hidden[is_masked])  # type: ignore[no-any-return]
 
 

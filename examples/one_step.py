@@ -29,8 +29,8 @@ from tide_core.contracts.job import (
 )
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.data.batches import training_plan
-from tide_core.data.preparation import pair_recipe
-from tide_core.data.prepare import prepare
+from tide_core.data.dataset_preparation import prepare
+from tide_core.data.row_preparation import pair_recipe
 from tide_core.data.shards import PreparedDataset
 from tide_core.models.conversion import initialise
 from tide_core.models.student import BlockDiffusionStudent

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 from tide_core.checkpoints.headers import read_config, read_json
 from tide_core.contracts.errors import InvalidInputError
-from tide_core.models.conversion import Layout, convert, initialise
+from tide_core.models.conversion import FolderLayout, convert, initialise
 from tide_core.models.student import BlockDiffusionStudent
 from workers.storage import materialise_model
 from workers.student.checkpoint import load_state_weights
@@ -64,11 +64,11 @@ def convert_model(request: ConversionRequest) -> ConversionReport:
         TokenizerError: no mask token, and none is to be added; or one that does not fit the layout.
         ConflictError: the target exists.
     """
-    if request.layout not in get_args(Layout):
+    if request.layout not in get_args(FolderLayout):
         raise InvalidInputError(
-            f"--to takes {' or '.join(get_args(Layout))}, not {request.layout!r}.", param="layout"
+            f"--to takes {' or '.join(get_args(FolderLayout))}, not {request.layout!r}.", param="layout"
         )
-    student = _initialised(request) if request.is_from_config else _converted(request)
+    student = _initialise(request) if request.is_from_config else _convert(request)
     return ConversionReport(
         target=str(request.target),
         model_type=student.config.model_type,
@@ -78,7 +78,7 @@ def convert_model(request: ConversionRequest) -> ConversionReport:
     )
 
 
-def _converted(request: ConversionRequest) -> BlockDiffusionStudent:
+def _convert(request: ConversionRequest) -> BlockDiffusionStudent:
     if request.tokenizer is not None:
         raise InvalidInputError(
             "--tokenizer goes with --from-config: a model brings its own.", param="tokenizer"
@@ -89,12 +89,12 @@ def _converted(request: ConversionRequest) -> BlockDiffusionStudent:
         request.target,
         add_mask_token=request.adds_mask_token,
         block_size=request.block_size,
-        layout=cast(Layout, request.layout),
+        layout=cast(FolderLayout, request.layout),
         fill=None if state is None else lambda student: load_state_weights(state, student),
     )
 
 
-def _initialised(request: ConversionRequest) -> BlockDiffusionStudent:
+def _initialise(request: ConversionRequest) -> BlockDiffusionStudent:
     if request.state is not None or request.layout != "student":
         raise InvalidInputError(
             "--from-config makes fresh weights in Tide's own layout: leave out --state and --to.",

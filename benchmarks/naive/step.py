@@ -115,7 +115,7 @@ class NaiveArm:
         seq_len = x_t.shape[1]
         if isinstance(self._teacher, LLaDA2MoeModel):
             is_token = torch.arange(seq_len, device=self._device) < batch.teacher_lengths[:, None]
-            logits: Tensor = self._teacher.lm_head(self._teacher.hidden(x_t, is_token))
+            logits: Tensor = self._teacher.lm_head(self._teacher.hidden_states(x_t, is_token))
             return logits
         return self._dense_pass(batch, x_t)
 

@@ -49,7 +49,7 @@ def check_teacher_architecture(model_type: str, asked: str, param: str) -> str:
         CheckpointError: ``unknown_architecture`` or ``architecture_mismatch``.
     """
     if model_type not in teacher_types():
-        raise _unknown(model_type, teacher_types(), param)
+        raise _unknown_architecture(model_type, teacher_types(), param)
     if asked not in ("auto", model_type):
         raise CheckpointError(
             f"The teacher's config.json says {model_type!r}, the job says {asked!r}. Leave "
@@ -68,7 +68,7 @@ def check_student_architecture(model_type: str, param: str) -> None:
     """
     known = (*causal_types(), *student_types())
     if model_type not in known:
-        raise _unknown(model_type, known, param)
+        raise _unknown_architecture(model_type, known, param)
 
 
 def check_weights(folder: Path, param: str) -> None:
@@ -90,7 +90,7 @@ def _errors_about(param: str) -> Iterator[None]:
         raise CheckpointError(error.message, code=error.code, param=param) from error
 
 
-def _unknown(model_type: str, known: Iterable[str], param: str) -> CheckpointError:
+def _unknown_architecture(model_type: str, known: Iterable[str], param: str) -> CheckpointError:
     return CheckpointError(
         f"Models of the architecture {model_type!r} are not supported here; known are "
         f"{', '.join(sorted(known))}.",

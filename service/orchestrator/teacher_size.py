@@ -32,7 +32,7 @@ def weight_bytes(teacher: TeacherSpec, *, is_on_gpu: bool) -> int | None:
     if teacher.quantisation == "none":
         return on_disk * BYTES_PER_DTYPE[served] // stored_width
     numbers = on_disk // stored_width
-    whole = min(numbers, _unquantised(config))
+    whole = min(numbers, _count_unquantised(config))
     return int(
         whole * BYTES_PER_DTYPE[served] + (numbers - whole) * bits_per_weight(teacher.quantisation) / 8
     )
@@ -68,7 +68,7 @@ def _config(folder: Path) -> dict[str, Any]:
         return {}  # the loader will refuse it
 
 
-def _unquantised(config: dict[str, Any]) -> int:
+def _count_unquantised(config: dict[str, Any]) -> int:
     """Numbers in embedding and LM head; 0 where the config names no sizes, which the loader will refuse."""
     rows, width = config.get("vocab_size"), config.get("hidden_size")
     if not isinstance(rows, int) or not isinstance(width, int):

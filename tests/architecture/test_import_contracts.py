@@ -56,9 +56,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "objective",
         "losses | models | data",
         "masks",
-        "alignment",
-        "planning",
-        "schedules | studies | queueing",
+        "alignment | planning",
+        "checkpoints | schedules | studies | queueing | tracing",
         "contracts",
     ),
     "": ("service | workers", "tide", "tide_core"),
@@ -78,13 +77,16 @@ FORBIDDEN = {
         "tide_core.objective",
         "tide_core.samplers",
         "tide_core.schedules",
+        "tide_core.scoring",
         "tide_core.training",
+        "tide_core.evaluation",
     },
     "service.orchestrator.decide": {"sqlalchemy", "fastapi", "service.db", "service.settings"},
     "service.orchestrator.pools": {"sqlalchemy", "fastapi", "service.db", "service.settings"},
     "service.orchestrator.compute": {"sqlalchemy", "fastapi", "ray", "httpx"},
     "tide_core": {"ray", "fastapi", "starlette", "sqlalchemy", "httpx", "uvicorn"},
     "tide_core.contracts": {"torch", "ray", "transformers", "pyarrow", "tokenizers", "fsspec"},
+    "tide_core.checkpoints": {"torch", "ray", "transformers", "pyarrow", "safetensors", "fsspec"},
     "tide_core.planning": {"torch", "ray", "transformers", "pyarrow", "tokenizers", "fsspec"},
     "workers": {"sqlalchemy", "alembic", "fastapi"},
 }
@@ -138,7 +140,7 @@ def test_no_layer_is_lost_or_moved(container: str) -> None:
     assert not any(":" in layer for layer in contract["layers"]), "siblings are independent of each other"
 
 
-@pytest.mark.parametrize("container", ["service", "workers"])
+@pytest.mark.parametrize("container", ["service", "workers", "tide_core"])
 def test_a_new_folder_must_be_placed(container: str) -> None:
     contract = layer_contract(container)
     assert contract["exhaustive"] is True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "tokenizer_config.json"
 NAMES_FILE = "special_tokens_map.json"
+
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    SETTINGS_FILE,
+    NAMES_FILE,
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    TEMPLATE_FILE,
+    "chat_template.json",
+)
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -105,3 +118,23 @@ def tokenizer_fingerprint(folder: str | os.PathLike[str]) -> str:
     more = [read_chat_template(folder), named, read_settings(folder, NAMES_FILE)]
     digest.update(json.dumps(more, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def copy_tokenizer(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[Path]:
+    """Copy tokenizer and chat template files from one folder to another; the files written.
+
+    Raises:
+        TokenizerError: the source has no ``tokenizer.json``.
+    """
+    source_path, target_path = Path(source), Path(target)
+    if not (source_path / TOKENIZER_FILE).is_file():
+        raise TokenizerError(
+            f"{source_path} has no {TOKENIZER_FILE}: only fast tokenizers are supported; save it with "
+            "transformers first.",
+            param="tokenizer",
+        )
+    target_path.mkdir(parents=True, exist_ok=True)
+    if source_path.resolve() == target_path.resolve():
+        return []
+    names = [name for name in TOKENIZER_FILES if (source_path / name).is_file()]
+    return [Path(shutil.copyfile(source_path / name, target_path / name)) for name in names]

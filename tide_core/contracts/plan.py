@@ -148,7 +148,7 @@ class StepCost(Contract):
     """Floating-point operations of matrix products."""
     memory_traffic_bytes: float
     process_seconds: float
-    """Seconds a step of one process, when nobody waits."""
+    """Seconds a step of one process, when it waits for no answer."""
     limited_by: Literal["compute", "memory_bandwidth", "dispatch", "gradient_exchange"]
     """What takes the largest part of those seconds."""
 

@@ -1,6 +1,6 @@
 """Prepared samples on disk: Arrow files, memory-mapped, in a folder named by the hash of all that went in.
 
-A folder is written under another name and renamed when it is whole, so that nobody reads a part of one.
+A folder is written under another name and renamed when it is whole, so that a part of one is never read.
 """
 
 from __future__ import annotations

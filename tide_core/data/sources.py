@@ -27,7 +27,7 @@ _READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row as it was found.
 
     Attributes:
@@ -101,12 +101,12 @@ def open_source(spec: DataSource) -> OpenSource:
     return OpenSource(spec, tuple(SourceFile(url, _format_of(url, spec)) for url in urls))
 
 
-def iterate_rows(sources: Sequence[OpenSource]) -> Iterator[Row]:
+def iterate_rows(sources: Sequence[OpenSource]) -> Iterator[SourceRow]:
     """All rows of all sources, one source after the other, numbered throughout."""
     index = 0
     for source_index, source in enumerate(sources):
         for fields, problem in source.rows():
-            yield Row(index, source_index, fields, problem)
+            yield SourceRow(index, source_index, fields, problem)
             index += 1
 
 

@@ -132,12 +132,12 @@ class TextSide:
         found: list[TokenizedText | UnusableRowError] = []
         for item, encoding in zip(rendered, encodings, strict=True):
             try:
-                found.append(self._tokenized(item, encoding.ids))
+                found.append(self._assemble(item, encoding.ids))
             except UnusableRowError as error:
                 found.append(error)
         return found
 
-    def _tokenized(self, item: RenderedText, ids: list[int]) -> TokenizedText:
+    def _assemble(self, item: RenderedText, ids: list[int]) -> TokenizedText:
         mask = self.special.mask
         if mask is not None and mask.id in ids:
             raise UnusableRowError(RejectionReason.MASK_TOKEN_IN_TEXT, mask.text)

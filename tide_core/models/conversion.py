@@ -17,13 +17,14 @@ import torch
 from tide_core.checkpoints.headers import read_config
 from tide_core.checkpoints.mask_addition import ensure_mask_token
 from tide_core.checkpoints.special_tokens import SpecialToken, confirm_mask_id, require_mask_token
+from tide_core.checkpoints.tokenizer_folder import copy_tokenizer
 from tide_core.contracts.errors import CheckpointError, ConflictError
 from tide_core.contracts.families import causal_types, find_family, is_student_type
 from tide_core.models.dllm_layout import fit_tokenizer
-from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer
+from tide_core.models.export import CARD_NAME, ModelCard
 from tide_core.models.student import BlockDiffusionStudent
 
-Layout = Literal["student", "dllm"]
+FolderLayout = Literal["student", "dllm"]
 """``student``: what jobs and ``tide sample`` take; ``dllm``: what the dLLM tools load, and jobs too."""
 Fill = Callable[[BlockDiffusionStudent], None]
 """Puts other weights into a student."""
@@ -52,7 +53,7 @@ def convert(
     *,
     add_mask_token: bool = False,
     block_size: int | None = None,
-    layout: Layout = "student",
+    layout: FolderLayout = "student",
     fill: Fill | None = None,
 ) -> BlockDiffusionStudent:
     """Make a student folder out of a causal model folder, a student's or the dLLM tools', and return the
@@ -167,7 +168,7 @@ def _card(source: Path, folder: Path, *, is_refilled: bool) -> ModelCard | None:
 def _publish(
     target: str | os.PathLike[str], build: Callable[[Path], BlockDiffusionStudent]
 ) -> BlockDiffusionStudent:
-    # Built beside the target and renamed, so that nobody ever sees half a model.
+    # Built beside the target and renamed, so that half a model is never seen.
     path = Path(target)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConflictError(

@@ -234,7 +234,7 @@ class Decoder(nn.Module):
         return self.norm(read)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def hidden(
+    def hidden_states(
         self,
         input_ids: Int[Tensor, "batch seq"],
         attention_mask: AttentionMask | None = None,

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from tide_core.checkpoints.tokenizer_folder import (
-    NAMES_FILE,
-    SETTINGS_FILE,
-    TEMPLATE_FILE,
-    TOKENIZER_FILE,
-)
-from tide_core.contracts.errors import TokenizerError
 from tide_core.contracts.families import find_family
 
 CARD_NAME = "README.md"
-TOKENIZER_FILES = (
-    TOKENIZER_FILE,
-    SETTINGS_FILE,
-    NAMES_FILE,
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    TEMPLATE_FILE,
-    "chat_template.json",
-)
 
 
 @dataclass(frozen=True)
@@ -48,26 +27,6 @@ class ModelCard:
     origin: str | None = None
     training: Mapping[str, str] = field(default_factory=dict)
     results: Mapping[str, str] = field(default_factory=dict)
-
-
-def copy_tokenizer(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[Path]:
-    """Copy tokenizer and chat template files from one folder to another; the files written.
-
-    Raises:
-        TokenizerError: the source has no ``tokenizer.json``.
-    """
-    source_path, target_path = Path(source), Path(target)
-    if not (source_path / TOKENIZER_FILE).is_file():
-        raise TokenizerError(
-            f"{source_path} has no {TOKENIZER_FILE}: only fast tokenizers are supported; save it with "
-            "transformers first.",
-            param="tokenizer",
-        )
-    target_path.mkdir(parents=True, exist_ok=True)
-    if source_path.resolve() == target_path.resolve():
-        return []
-    names = [name for name in TOKENIZER_FILES if (source_path / name).is_file()]
-    return [Path(shutil.copyfile(source_path / name, target_path / name)) for name in names]
 
 
 def render_card(card: ModelCard, model_type: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes width"]:
+def apply_gate(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes width"]:
     """``silu(gate) * up`` of the two halves of the last axis.
 
     Keeps its input alone for the backward pass, and builds the input's gradient in place: left to autograd,

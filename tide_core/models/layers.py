@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from tide_core.models.cache import KeyValueCache
-from tide_core.models.gating import gated
+from tide_core.models.gating import apply_gate
 from tide_core.models.reading import ReadPlaces
 from tide_core.models.rotary import rotate
 
@@ -194,7 +194,7 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(width, hidden_size, bias=has_bias)
 
     def forward(self, hidden: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes hidden"]:
-        return self.down(gated(self.gate_up(hidden)))  # type: ignore[no-any-return]
+        return self.down(apply_gate(self.gate_up(hidden)))  # type: ignore[no-any-return]
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Views of the weights by the names ``<prefix>{gate,up,down}_proj.{weight,bias}``."""
@@ -230,7 +230,7 @@ class DecoderLayer(nn.Module):
     def at(
         self, hidden: Float[Tensor, "batch seq hidden"], context: LayerContext, places: ReadPlaces
     ) -> Float[Tensor, "masked hidden"]:
-        """``forward`` at some places, for the last layer: nobody attends to what the others would become."""
+        """``forward`` at some places, for the last layer: no later layer reads the others."""
         if isinstance(context.pattern, BlockMask):  # its kernel is made for all queries
             return self.forward(hidden, context).flatten(0, 1)[places.index]
         return self.read(hidden, context, places)

@@ -201,7 +201,7 @@ def lm_head_weight(
 ) -> Float[Tensor, "vocab hidden"]:
     """The LM head alone, the tied embedding where there is none; nothing else is read.
 
-    For whoever receives hidden states and turns them into logits.
+    For a process that receives hidden states and turns them into logits.
 
     Args:
         folder: a model folder.

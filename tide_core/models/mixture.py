@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tide_core.models.gating import gated
+from tide_core.models.gating import apply_gate
 from tide_core.models.layers import GatedFeedForward
 
 
@@ -102,10 +102,10 @@ class Experts(nn.Module):
         order = flat.argsort(stable=True)
         # Not bincount, whose shape depends on its input and would break a compiled graph.
         counts = flat.new_zeros(self.count).scatter_add_(0, flat, torch.ones_like(flat))
-        mix = self.grouped if uses_grouped_product(tokens) else self.looped
+        mix = self.mix_grouped if uses_grouped_product(tokens) else self.mix_one_by_one
         return mix(tokens, weights.flatten()[order], order // experts.shape[1], counts)
 
-    def looped(
+    def mix_one_by_one(
         self,
         tokens: Float[Tensor, "token hidden"],
         weights: Float[Tensor, " row"],
@@ -130,22 +130,22 @@ class Experts(nn.Module):
             self.matrices(used, tokens.dtype),
             strict=True,
         ):
-            active = gated(functional.linear(tokens.index_select(0, rows), gate_up))
+            active = apply_gate(functional.linear(tokens.index_select(0, rows), gate_up))
             # Expert by expert: a token's sum has a fixed order.
             mixed.index_add_(0, rows, functional.linear(active, down) * share[:, None])
         return mixed.to(tokens.dtype)
 
-    def grouped(
+    def mix_grouped(
         self,
         tokens: Float[Tensor, "token hidden"],
         weights: Float[Tensor, " row"],
         sources: Int[Tensor, " row"],
         counts: Int[Tensor, " expert"],
     ) -> Float[Tensor, "token hidden"]:
-        """Two grouped matrix products over all experts at once; arguments as in :meth:`looped`."""
+        """Two grouped matrix products over all experts at once; arguments as in :meth:`mix_one_by_one`."""
         ends = counts.cumsum(0).to(torch.int32)
         gate_up, down = self.stacks(tokens.dtype)
-        active = gated(functional.grouped_mm(tokens[sources], gate_up.transpose(1, 2), offs=ends))
+        active = apply_gate(functional.grouped_mm(tokens[sources], gate_up.transpose(1, 2), offs=ends))
         outputs = functional.grouped_mm(active, down.transpose(1, 2), offs=ends) * weights[:, None]
         # A stable sort brings a token's experts together in their order: summed as in the loop.
         per_token = outputs[sources.argsort(stable=True)].view(len(tokens), -1, tokens.shape[-1])

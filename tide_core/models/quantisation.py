@@ -99,16 +99,16 @@ class QuantisedMatrix(nn.Module):
         self.columns = weight.shape[-1]
         self.elements = weight.numel()
         # One matrix of a stack at a time: what quantising needs beside it is several times its size.
-        matrices = [self._stored(matrix) for matrix in weight.detach().reshape(-1, *weight.shape[-2:])]
+        matrices = [self._quantise(matrix) for matrix in weight.detach().reshape(-1, *weight.shape[-2:])]
         codes, scales = (torch.stack(parts) for parts in zip(*matrices, strict=True))
         self.register_buffer("codes", codes if weight.ndim == 3 else codes[0])
         self.register_buffer("scales", scales if weight.ndim == 3 else scales[0])
 
-    def _stored(self, matrix: Float[Tensor, "row column"]) -> tuple[Tensor, Tensor]:
+    def _quantise(self, matrix: Float[Tensor, "row column"]) -> tuple[Tensor, Tensor]:
         multiples, scales = quantise(matrix, self.bits)
         return (multiples if self.bits == 8 else pack(multiples)), scales
 
-    def restored(self, dtype: torch.dtype, index: int | None = None) -> Float[Tensor, "*expert row column"]:
+    def restore(self, dtype: torch.dtype, index: int | None = None) -> Float[Tensor, "*expert row column"]:
         """The matrix (of a stack: all, or the one at ``index``) as multiples times scales, in ``dtype``."""
         codes, scales = (
             (self.codes, self.scales) if index is None else (self.codes[index], self.scales[index])
@@ -128,7 +128,7 @@ class QuantisedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, inputs: Float[Tensor, "*axes column"]) -> Float[Tensor, "*axes row"]:
-        return functional.linear(inputs, self.matrix.restored(inputs.dtype), self.bias)
+        return functional.linear(inputs, self.matrix.restore(inputs.dtype), self.bias)
 
 
 class QuantisedExperts(Experts):
@@ -146,10 +146,10 @@ class QuantisedExperts(Experts):
 
     def matrices(self, used: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         for expert in used:
-            yield self.gate_up_matrix.restored(dtype, expert), self.down_matrix.restored(dtype, expert)
+            yield self.gate_up_matrix.restore(dtype, expert), self.down_matrix.restore(dtype, expert)
 
     def stacks(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return self.gate_up_matrix.restored(dtype), self.down_matrix.restored(dtype)
+        return self.gate_up_matrix.restore(dtype), self.down_matrix.restore(dtype)
 
 
 def quantise_layer(layer: nn.Module, quantisation: Quantisation, name: str) -> None:

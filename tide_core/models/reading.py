@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tide_core.models.transfer import sent
+from tide_core.models.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ReadPlaces:
 
     def to(self, device: torch.device) -> ReadPlaces:
         """The same on a device."""
-        return ReadPlaces(*(sent(part, device) for part in (self.index, self.slot, self.columns)))
+        return ReadPlaces(*(to_device(part, device) for part in (self.index, self.slot, self.columns)))
 
     def queries(self, values: Float[Tensor, "masked head dim"]) -> Float[Tensor, "batch head width dim"]:
         """Values of the places as attention takes them; slots without a place hold zeros."""

@@ -262,16 +262,16 @@ class _Rotation(torch.autograd.Function):
     def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         ctx.save_for_backward(cosines, sines)
         ctx.dtype = heads.dtype
-        return _rotated(heads, cosines, sines)
+        return _rotate(heads, cosines, sines)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (grad,) = grads
         cosines, sines = ctx.saved_tensors
-        return _rotated(grad, cosines, -sines).to(ctx.dtype), None, None
+        return _rotate(grad, cosines, -sines).to(ctx.dtype), None, None
 
 
-def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     half = cosines.shape[-1]
     sizes = (half, half, heads.shape[-1] - 2 * half)
     dtype = torch.promote_types(heads.dtype, cosines.dtype)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tide_core.checkpoints.tokenizer_folder import copy_tokenizer
 from tide_core.contracts.errors import CheckpointError
 from tide_core.contracts.families import causal_types, is_student_type
 from tide_core.models.configuration import DecoderConfig
 from tide_core.models.dense import DenseConfig, DenseDecoder
-from tide_core.models.export import CARD_NAME, ModelCard, copy_tokenizer, render_card
+from tide_core.models.export import CARD_NAME, ModelCard, render_card
 from tide_core.models.loading import DEFAULT_SHARD_BYTES
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -71,7 +72,7 @@ class BlockDiffusionStudent(DenseDecoder):
                 param="model_type",
             )
         config = replace(decoder.config, model_type=family.student_type)
-        return cls._filled(config, decoder.checkpoint_tensors(), decoder)
+        return cls._build_filled(config, decoder.checkpoint_tensors(), decoder)
 
     @classmethod
     def of_parameters(cls, config: DenseConfig, parameters: Mapping[str, Tensor]) -> BlockDiffusionStudent:
@@ -101,7 +102,9 @@ class BlockDiffusionStudent(DenseDecoder):
             raise CheckpointError(
                 f"A vocabulary of {self.vocab_size} cannot shrink to {vocab_size}.", param="vocab_size"
             )
-        return self._filled(replace(self.config, vocab_size=vocab_size), self.checkpoint_tensors(), self)
+        return self._build_filled(
+            replace(self.config, vocab_size=vocab_size), self.checkpoint_tensors(), self
+        )
 
     def save_pretrained(
         self,
@@ -128,7 +131,7 @@ class BlockDiffusionStudent(DenseDecoder):
             (path / CARD_NAME).write_text(render_card(card, self.config.model_type), encoding="utf-8")
 
     @classmethod
-    def _filled(
+    def _build_filled(
         cls, config: DenseConfig, sources: Mapping[str, Tensor], like: DenseDecoder
     ) -> BlockDiffusionStudent:
         student = cls._empty(config, like.dtype, like.device)

@@ -1,8 +1,8 @@
 """Which split of the devices a plan proposes: the fastest few in the mean, held against the simulation.
 
-In the mean nobody waits for the last of many answers, so the split that is the fastest in the mean, trimmed
-to the replicas that a mean needs, may wait for a quarter of each step. The few fastest in the mean are
-therefore played through, each with all devices that its trainers leave; the fastest of them then gives back
+In the mean no trainer waits for the last of many answers, so the split that is the fastest in the mean,
+trimmed to the replicas that a mean needs, may wait for a quarter of each step. The few fastest in the mean
+are therefore played through, each with all devices that its trainers leave; the fastest of them then gives back
 the replicas without which its simulated step takes no longer.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tide_core.contracts.plan import DeviceKind, Simulated
-from tide_core.planning.placing import Candidate, Group, fastest, trimmed
+from tide_core.planning.placing import Candidate, Group, fastest, trim
 from tide_core.planning.roles import Step
 from tide_core.planning.simulation import SimulatedJob, SimulatedPool, simulate
 
@@ -53,14 +53,14 @@ def choose(step: Step, groups: list[Group], *, is_simulated: bool) -> Choice:
         InvalidInputError: ``does_not_fit``: no placement has the memory.
     """
     few = fastest(step, groups, COMPARED)
-    in_the_mean = trimmed(few[0])
+    in_the_mean = trim(few[0])
     if step.teacher is None:
         return Choice(
             in_the_mean, "Nothing is asked of a teacher: the split rests on the mean time of a step."
         )
     if not is_simulated:
         return Choice(in_the_mean, "The split rests on the mean time of a step; it was not simulated.")
-    pace = _remembered(simulated_seconds)
+    pace = _remember(simulated_seconds)
     chosen = choose_by(pace, few)
     return Choice(chosen, _reason(chosen, in_the_mean, pace))
 
@@ -79,14 +79,14 @@ def choose_by(pace: Pace, candidates: list[Candidate]) -> Candidate:
     return _fewest_replicas(pace, chosen, enough)
 
 
-def simulated(candidate: Candidate) -> Simulated | None:
+def simulate_candidate(candidate: Candidate) -> Simulated | None:
     """A placement, event by event; None without a teacher or when it shares a device with the trainer."""
-    return _played(candidate, _SHOWN_SEQUENCES)
+    return _play(candidate, _SHOWN_SEQUENCES)
 
 
 def simulated_seconds(candidate: Candidate) -> float:
     """A step of a placement as the choice sees it; in the mean where it cannot be simulated."""
-    played = _played(candidate, _COMPARED_SEQUENCES)
+    played = _play(candidate, _COMPARED_SEQUENCES)
     return candidate.seconds if played is None else played.seconds_per_step
 
 
@@ -96,7 +96,7 @@ def slice_of(candidate: Candidate) -> int:
     return max(1, min(most, candidate.step.batch // _SLICE_BATCH))
 
 
-def _played(candidate: Candidate, sequences: int) -> Simulated | None:
+def _play(candidate: Candidate, sequences: int) -> Simulated | None:
     """A slice of a placement, for about so many sequences."""
     teacher, parts = candidate.teacher, slice_of(candidate)
     if teacher is None or candidate.shares_devices:
@@ -129,14 +129,14 @@ def _with_enough(candidate: Candidate) -> Candidate:
     """Without the replicas that would stand idle in any case."""
     if candidate.teacher is None or candidate.shares_devices:
         return candidate
-    return candidate.with_replicas(min(candidate.replicas, _MOST_SPARE * trimmed(candidate).replicas))
+    return candidate.with_replicas(min(candidate.replicas, _MOST_SPARE * trim(candidate).replicas))
 
 
 def _fewest_replicas(pace: Pace, candidate: Candidate, enough: float) -> Candidate:
     """With as few replicas as make steps short enough: no fewer than the mean needs, by bisection."""
     if candidate.teacher is None or candidate.shares_devices:
         return candidate
-    low, high = trimmed(candidate).replicas, candidate.replicas
+    low, high = trim(candidate).replicas, candidate.replicas
     if pace(candidate.with_replicas(low)) <= enough:
         return candidate.with_replicas(low)
     # To a tenth: draws tell no finer.
@@ -149,7 +149,7 @@ def _fewest_replicas(pace: Pace, candidate: Candidate, enough: float) -> Candida
     return candidate.with_replicas(high)
 
 
-def _remembered(pace: Pace) -> Pace:
+def _remember(pace: Pace) -> Pace:
     """``pace``, computed once for each split."""
     known: dict[Split, float] = {}
 

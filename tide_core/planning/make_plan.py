@@ -18,10 +18,10 @@ from tide_core.contracts.plan import (
     Plan,
 )
 from tide_core.contracts.teacher import want_of
-from tide_core.planning.choosing import LARGEST_BATCH, choose, simulated
+from tide_core.planning.choosing import LARGEST_BATCH, choose, simulate_candidate
 from tide_core.planning.kinds import groups_of
 from tide_core.planning.noise import draw_sequences
-from tide_core.planning.placing import Candidate, asked, balanced_ratio
+from tide_core.planning.placing import Candidate, balanced_ratio, read_wish
 from tide_core.planning.roles import Step
 from tide_core.planning.shapes import ModelShape, model_shape
 
@@ -69,13 +69,13 @@ def make_plan(
     is_simulated = is_simulated and not is_too_large
     choice = choose(step, groups, is_simulated=is_simulated)
     chosen = choice.candidate
-    wish, problem = asked(step, groups)
+    wish, problem = read_wish(step, groups)
     notes = [*_notes(step, data, chosen, sum(count for _, count in groups)), choice.reason]
     if is_too_large:
         notes.append(f"Not simulated: a step of more than {LARGEST_BATCH} sequences.")
     if problem:
         notes.append(problem)
-    shown = _shown(chosen, steps, is_simulated=is_simulated)
+    shown = _show(chosen, steps, is_simulated=is_simulated)
     played = shown.simulated
     if played is not None and played.seconds_per_step > _UNEVEN * shown.seconds_per_step:
         notes.append(
@@ -91,7 +91,7 @@ def make_plan(
         teacher=_facts(teacher_shape, teacher) if teacher_shape and teacher else None,
         noise=_expectations(chosen),
         steps=steps,
-        asked=_shown(wish, steps, is_simulated=is_simulated) if wish else None,
+        asked=_show(wish, steps, is_simulated=is_simulated) if wish else None,
         best=shown,
         balanced_replicas_per_trainer=balanced_ratio(chosen),
         notes=tuple(notes),
@@ -108,11 +108,11 @@ def total_steps(spec: ResolvedJobSpec, data: DataExpectations) -> int | None:
     return max(1, math.ceil(hyper.epochs * data.rows / hyper.global_batch_size - 1e-9))
 
 
-def _shown(candidate: Candidate, steps: int | None, *, is_simulated: bool) -> Placement:
+def _show(candidate: Candidate, steps: int | None, *, is_simulated: bool) -> Placement:
     placement = candidate.placement(steps)
     if not is_simulated:
         return placement
-    return placement.model_copy(update={"simulated": simulated(candidate)})
+    return placement.model_copy(update={"simulated": simulate_candidate(candidate)})
 
 
 def _facts(shape: ModelShape, config: ModelConfig) -> ModelFacts:

@@ -60,7 +60,7 @@ class DrawnSequences:
         counts = np.diff(np.append(np.arange(0, size, micro_batch), size))
         return float((longest * counts).sum(axis=1).mean() / size)
 
-    def teacher_padded(self, together: int) -> float:
+    def pad_teacher(self, together: int) -> float:
         """Mean tokens of a sequence in the teacher's forward, when so many sequences wait at a time.
 
         The engine batches like lengths by bucket; all rows of a forward are as long as its longest.
@@ -99,7 +99,7 @@ def draw_sequences(spec: ResolvedJobSpec, data: DataExpectations) -> DrawnSequen
         # A chunk is masked whole when one of its tokens is.
         rates = 1.0 - (1.0 - rates) ** data.tokens_per_chunk
     masked = draws.binomial(_maskable(tokens, data.prompt_share, block), rates[:, None])
-    kept = _kept([masked], tokens, block)
+    kept = _count_kept([masked], tokens, block)
     rows, lengths, asked_about = _teacher_sizes(spec, data, teacher_tokens, rates, draws)
     return DrawnSequences(
         tokens=tokens,
@@ -133,7 +133,7 @@ def _maskable(tokens: int, prompt_share: float, block: int) -> Counts:
     return maskable
 
 
-def _kept(views: list[Counts], tokens: int, block: int) -> Counts:
+def _count_kept(views: list[Counts], tokens: int, block: int) -> Counts:
     """Noisy blocks with a mask, of each view, and the clean blocks before the last of them all."""
     blocks = np.arange(views[0].shape[1])
     sizes = np.minimum(block, tokens - blocks * block)
@@ -163,7 +163,7 @@ def _teacher_sizes(
     masked = counts.sum(axis=1)
     layout = Layout(spec.teacher.attention)
     if layout is Layout.BLOCK_STAIRCASE:
-        return (masked > 0).astype(np.int64), _kept(views, tokens, block), masked
+        return (masked > 0).astype(np.int64), _count_kept(views, tokens, block), masked
     rows: Counts = np.stack([(view > 0).any(axis=1) for view in views]).sum(axis=0)
     if layout is Layout.BIDIRECTIONAL:
         return rows, np.full_like(masked, tokens), masked

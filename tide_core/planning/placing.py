@@ -143,7 +143,7 @@ def fastest(step: Step, groups: list[Group], count: int) -> list[Candidate]:
     )
 
 
-def asked(step: Step, groups: list[Group]) -> tuple[Candidate | None, str]:
+def read_wish(step: Step, groups: list[Group]) -> tuple[Candidate | None, str]:
     """The placement that the spec's resources ask for, or why there is none."""
     resources = step.spec.resources
     workers, gpus = resources.gpus_per_worker, resources.gpus_per_teacher
@@ -232,7 +232,7 @@ def _trainer_counts(step: Step, most: int) -> Iterator[int]:
         number = (step.batch - 1) // (share - 1) + 1
 
 
-def trimmed(candidate: Candidate) -> Candidate:
+def trim(candidate: Candidate) -> Candidate:
     """Without the replicas that make nothing faster in the mean."""
     if candidate.teacher is None or candidate.shares_devices:
         return candidate

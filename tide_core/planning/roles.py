@@ -341,7 +341,7 @@ class TeacherRole:
 
         A replica gathers what a step leaves it into forwards of at most the token budget.
         """
-        work, time = self._scaled(self.step.batch / replicas)
+        work, time = self._scale(self.step.batch / replicas)
         return StepCost(
             flops=work.all_flops * replicas,
             memory_traffic_bytes=work.traffic * replicas,
@@ -351,7 +351,7 @@ class TeacherRole:
 
     def answer_seconds(self, sequences: float) -> float:
         """Time of one question of so many sequences on an idle replica."""
-        return self._scaled(sequences)[1].total
+        return self._scale(sequences)[1].total
 
     def memory(self) -> ProcessMemory:
         """Memory of a replica."""
@@ -371,9 +371,9 @@ class TeacherRole:
         """Mean tokens of a sequence in a forward: of a step's sequences, as many as the budget takes."""
         sizes = self.step.sizes
         mean = max(1.0, float((sizes.teacher_rows * sizes.teacher_lengths).mean()))
-        return sizes.teacher_padded(max(1, min(self.step.batch, int(self.budget / mean))))
+        return sizes.pad_teacher(max(1, min(self.step.batch, int(self.budget / mean))))
 
-    def _scaled(self, sequences: float) -> tuple[Work, Seconds]:
+    def _scale(self, sequences: float) -> tuple[Work, Seconds]:
         sizes = self.step.sizes
         asking = max(1e-9, float((sizes.teacher_rows > 0).mean()))
         rows_each = float(sizes.teacher_rows.mean()) / asking

@@ -149,7 +149,7 @@ def model_shape(config: Mapping[str, Any], param: str) -> ModelShape:
             code="unknown_architecture",
             param=param,
         )
-    sizes = _Sizes(config, param)
+    sizes = _ConfigSizes(config, param)
     heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
     return ModelShape(
         model_type=str(config["model_type"]),
@@ -166,7 +166,7 @@ def model_shape(config: Mapping[str, Any], param: str) -> ModelShape:
     )
 
 
-class _Sizes:
+class _ConfigSizes:
     """Positive integers of a config, by name."""
 
     def __init__(self, config: Mapping[str, Any], param: str) -> None:
@@ -174,7 +174,7 @@ class _Sizes:
         self._param = param
 
     def __getitem__(self, name: str) -> int:
-        return self._checked(name, self._config.get(name), 1)
+        return self._check(name, self._config.get(name), 1)
 
     def is_null(self, name: str) -> bool:
         """Whether the config names the field and gives it no number."""
@@ -182,9 +182,9 @@ class _Sizes:
 
     def get(self, name: str, default: int, least: int = 1) -> int:
         value = self._config.get(name)
-        return default if value is None else self._checked(name, value, least)
+        return default if value is None else self._check(name, value, least)
 
-    def _checked(self, name: str, value: Any, least: int) -> int:
+    def _check(self, name: str, value: Any, least: int) -> int:
         # Above any real size: a product of two wild ones would leave the range of JSON's numbers.
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**24:
             raise CheckpointError(
@@ -195,7 +195,7 @@ class _Sizes:
         return value
 
 
-def _mixture(sizes: _Sizes, fields: MixtureFields) -> Mixture | None:
+def _mixture(sizes: _ConfigSizes, fields: MixtureFields) -> Mixture | None:
     """The experts; None where the file says null for their number: every layer is dense."""
     if sizes.is_null(fields.experts):
         return None

@@ -36,7 +36,7 @@ class SimulatedJob:
         trainers: how many.
         requests: questions of each trainer in a step, one a micro-batch.
         sequences: of each question.
-        trainer_seconds: a step of the trainers when nobody waits.
+        trainer_seconds: a step of the trainers when they wait for no answer.
         depth: steps asked ahead.
         sizes: where sequences' sizes are drawn from.
         row_bytes: of the answer, for each masked token.
@@ -91,7 +91,7 @@ class _Path:
         self._order = itertools.count()
         self.draws = np.random.default_rng(_SEED)
         self.replicas = [_Replica(self) for _ in range(pool.replicas)]
-        self.jobs = [_Job(self, job, f"job-{number}", steps) for number, job in enumerate(jobs)]
+        self.jobs = [_SimulatedJob(self, job, f"job-{number}", steps) for number, job in enumerate(jobs)]
 
     def at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
         """Let something happen at a time."""
@@ -118,7 +118,7 @@ class _Path:
 
 
 @dataclass(eq=False)
-class _Question:
+class _SimulatedQuestion:
     """One request on its way."""
 
     trainer: _Trainer
@@ -133,14 +133,14 @@ class _Replica:
     """One engine: a queue, one forward at a time, one link."""
 
     path: _Path
-    queue: FairQueue[_Question] = field(default_factory=lambda: FairQueue(_UNBOUNDED))
+    queue: FairQueue[_SimulatedQuestion] = field(default_factory=lambda: FairQueue(_UNBOUNDED))
     load: int = 0
     is_busy: bool = False
     busy: float = 0.0
     busy_since: float = 0.0
     link_free: float = 0.0
 
-    def take(self, entries: list[Entry[_Question]]) -> None:
+    def take(self, entries: list[Entry[_SimulatedQuestion]]) -> None:
         """Let the sequences of a question wait."""
         self.queue.push(entries)
         if not self.is_busy:
@@ -159,9 +159,9 @@ class _Replica:
         longest = max(entry.length for entry in batch)
         duration = self.path.pool.batch_seconds(rows, longest, masked)
         self.is_busy, self.busy_since = True, self.path.now
-        self.path.at(self.path.now + duration, self._done, batch)
+        self.path.at(self.path.now + duration, self._finish, batch)
 
-    def _done(self, batch: list[Entry[_Question]]) -> None:
+    def _finish(self, batch: list[Entry[_SimulatedQuestion]]) -> None:
         now = self.path.now
         self.is_busy, self.busy = False, self.busy + now - self.busy_since
         for entry in batch:
@@ -172,7 +172,7 @@ class _Replica:
                 self._send(question)
         self._forward()
 
-    def _send(self, question: _Question) -> None:
+    def _send(self, question: _SimulatedQuestion) -> None:
         pool = self.path.pool
         taken = question.masked * question.trainer.job.facts.row_bytes / pool.link_bandwidth
         left = max(self.path.now, self.link_free) + taken
@@ -180,14 +180,14 @@ class _Replica:
         trainer = question.trainer
         # The trainer's own link takes one answer after the other.
         trainer.link_free = max(left, trainer.link_free + taken)
-        self.path.at(trainer.link_free + pool.round_trip / 2, trainer.answered, question.step)
+        self.path.at(trainer.link_free + pool.round_trip / 2, trainer.receive, question.step)
 
 
 @dataclass(eq=False)
 class _Trainer:
     """One trainer of a job."""
 
-    job: _Job
+    job: _SimulatedJob
     link_free: float = 0.0
     asked: int = 0
     unanswered: dict[int, int] = field(default_factory=dict)
@@ -200,7 +200,7 @@ class _Trainer:
                 self._ask(self.asked)
             self.asked += 1
 
-    def answered(self, step: int) -> None:
+    def receive(self, step: int) -> None:
         """An answer came."""
         self.unanswered[step] -= 1
         self.job.look(step)
@@ -210,7 +210,7 @@ class _Trainer:
         chosen = path.draws.integers(0, facts.sizes.teacher_rows.size, facts.sequences)
         rows, lengths = facts.sizes.teacher_rows[chosen], facts.sizes.teacher_lengths[chosen]
         asked = int((rows > 0).sum())
-        question = _Question(self, step, int(facts.sizes.teacher_masked[chosen].sum()), asked, asked)
+        question = _SimulatedQuestion(self, step, int(facts.sizes.teacher_masked[chosen].sum()), asked, asked)
         entries = [
             Entry(self.job.name, facts.weight, None, row, length, question)
             for row, length in zip(rows.tolist(), lengths.tolist(), strict=True)
@@ -224,7 +224,7 @@ class _Trainer:
         path.at(path.now + path.pool.round_trip / 2, replica.take, entries)
 
 
-class _Job:
+class _SimulatedJob:
     """A job's trainers, step by step."""
 
     def __init__(self, path: _Path, facts: SimulatedJob, name: str, steps: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tide_core.contracts.errors import ScoreError
 from tide_core.contracts.scores import TopKQuestion, Values, Want
 from tide_core.models.teachers.adapter import TeacherModel
-from tide_core.models.transfer import sent
+from tide_core.models.transfer import to_device
 from tide_core.scoring.answers import Slices, as_values, target_log_probs, top_k_bytes
 from tide_core.scoring.layouts import ForwardInput, Sample
 
@@ -129,11 +129,11 @@ def _read(
             return top_k_bytes(rows, head, question, slices=slices)
         case Want.TARGET_AND_BOUNDARY:
             assert begins_pretoken is not None
-            boundary = sent(torch.from_numpy(begins_pretoken), head.device)
+            boundary = to_device(torch.from_numpy(begins_pretoken), head.device)
         case Want.TARGET_LOG_PROB:
             pass
     targets = np.concatenate([sample.token_ids[sample.groups > 0] for sample in samples])
-    target_ids = sent(torch.from_numpy(targets.astype(np.int64)), head.device)
+    target_ids = to_device(torch.from_numpy(targets.astype(np.int64)), head.device)
     return target_log_probs(rows, head, target_ids, slices=slices, boundary=boundary)
 
 

@@ -24,7 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import block_causal_mask, compact_layout_two_views
 from tide_core.models.reading import ReadPlaces, read_places
-from tide_core.models.transfer import sent
+from tide_core.models.transfer import to_device
 
 VIEWS = (FIRST_VIEW, SECOND_VIEW)
 
@@ -173,7 +173,7 @@ def _noised_input(samples: Sequence[Sample], mask_token_id: int, device: torch.d
     # Laid out on the host: on a device, the number of reads would have to be waited for.
     index = torch.from_numpy(_noised_places(samples, row_of, seq_len))
     return ForwardInput(
-        input_ids=sent(torch.from_numpy(input_ids), device),
+        input_ids=to_device(torch.from_numpy(input_ids), device),
         position_ids=torch.arange(seq_len, device=device).expand(len(rows), seq_len),
         attention_mask=_noised_mask(samples[0], lengths, device),
         places=read_places(index, *input_ids.shape).to(device),
@@ -182,7 +182,7 @@ def _noised_input(samples: Sequence[Sample], mask_token_id: int, device: torch.d
 
 def _noised_mask(sample: Sample, lengths: list[int], device: torch.device) -> Tensor | None:
     seq_len = max(lengths)
-    ends = sent(torch.tensor(lengths), device)
+    ends = to_device(torch.tensor(lengths), device)
     if sample.layout is Layout.BLOCK_CAUSAL:
         return block_causal_mask(ends, seq_len, sample.block_size)
     if min(lengths) == seq_len:
@@ -213,10 +213,10 @@ def _staircase_input(samples: Sequence[Sample], mask_token_id: int, device: torc
         clean[row, : sample.token_ids.size] = sample.token_ids
         groups[row, : sample.groups.size] = sample.groups
     layout = compact_layout_two_views(
-        sent(torch.from_numpy(groups), device), sent(lengths, device), samples[0].block_size
+        to_device(torch.from_numpy(groups), device), to_device(lengths, device), samples[0].block_size
     )
     return ForwardInput(
-        input_ids=layout.input_ids(sent(torch.from_numpy(clean), device), mask_token_id),
+        input_ids=layout.input_ids(to_device(torch.from_numpy(clean), device), mask_token_id),
         position_ids=layout.position_ids,
         attention_mask=layout.attention_pattern,
         places=read_places(layout.masked_index, *layout.block.shape),

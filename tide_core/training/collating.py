@@ -19,7 +19,7 @@ from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.masks.block_attention import CompactLayout, compact_layout
 from tide_core.models.reading import ReadPlaces, read_places
-from tide_core.models.transfer import sent
+from tide_core.models.transfer import to_device
 from tide_core.objective.inputs import Normalisers
 from tide_core.training.drawing import BatchRecipe, DrawnSample
 from tide_core.training.matching import ChunkMatch, PositionMatch, match_chunks, match_positions
@@ -72,7 +72,9 @@ Part = TypeVar("Part", "MicroBatch", "NoisyInputs", CompactLayout, ChunkMatch | 
 
 
 def _move(part: Part, device: torch.device) -> Part:
-    tensors: dict[str, Any] = {n: sent(v, device) for n, v in vars(part).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Any] = {
+        n: to_device(v, device) for n, v in vars(part).items() if isinstance(v, Tensor)
+    }
     return replace(part, **tensors)
 
 

@@ -20,8 +20,7 @@ from tide_core.contracts.job_folder import prepared_folder
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.reporting import AttemptBrief, Coverage, DatasetPrepared, Note, Progress
 from tide_core.contracts.states import Phase
-from tide_core.data.preparation import PairRecipe, pair_recipe
-from tide_core.data.prepare import (
+from tide_core.data.dataset_preparation import (
     BATCH_ROWS,
     PreparationProgress,
     RowBatch,
@@ -30,6 +29,7 @@ from tide_core.data.prepare import (
     prepare,
     serial_map,
 )
+from tide_core.data.row_preparation import PairRecipe, pair_recipe
 from tide_core.data.shards import MANIFEST_FILE, Manifest, PreparedDataset
 from workers.preparation.location import open_prepared
 from workers.preparation.student_tokenizer import fetch_student_tokenizer
@@ -202,10 +202,10 @@ def _map_on_ray(
         if len(running) < limit:
             continue
         done, running = ray.wait(running)
-        yield from _gathered(done, own_error)
+        yield from _gather(done, own_error)
     while running:
         done, running = ray.wait(running)
-        yield from _gathered(done, own_error)
+        yield from _gather(done, own_error)
 
 
 def _apply(function: Callable[[RowBatch], ShardReport], batch: RowBatch) -> ShardReport:
@@ -214,7 +214,7 @@ def _apply(function: Callable[[RowBatch], ShardReport], batch: RowBatch) -> Shar
     return function(batch)
 
 
-def _gathered(done: list[Any], own_error: Callable[[BaseException], Any]) -> Iterator[ShardReport]:
+def _gather(done: list[Any], own_error: Callable[[BaseException], Any]) -> Iterator[ShardReport]:
     import ray
 
     for reference in done:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tide_core.checkpoints.mask_addition import ensure_mask_token
 from tide_core.checkpoints.special_tokens import find_mask_token, require_mask_token
+from tide_core.checkpoints.tokenizer_folder import copy_tokenizer
 from tide_core.contracts.job import StudentSpec
 from workers.storage import materialise_tokenizer
 
@@ -18,9 +20,6 @@ def fetch_student_tokenizer(student: StudentSpec, scratch: Path) -> Path:
     Raises:
         TokenizerError: there is no mask token and none is to be added.
     """
-    from tide_core.checkpoints.mask_addition import ensure_mask_token
-    from tide_core.models.export import copy_tokenizer
-
     location = student.tokenizer or student.model
     assert location is not None
     folder = materialise_tokenizer(location, None if student.tokenizer else student.revision)

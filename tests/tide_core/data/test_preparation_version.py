@@ -15,9 +15,9 @@ from tests.support.fixtures_tokenizers import (
 )
 from tide_core.contracts.job import DataSource, TemplateOptions
 from tide_core.contracts.objective import Pipeline
-from tide_core.data.preparation import pair_recipe, prepare_rows
-from tide_core.data.prepare import PREPARATION_VERSION
-from tide_core.data.sources import Row
+from tide_core.data.dataset_preparation import PREPARATION_VERSION
+from tide_core.data.row_preparation import pair_recipe, prepare_rows
+from tide_core.data.sources import SourceRow
 
 RECORDED = {
     (1, Pipeline.CROSS_TOKENIZER): "ee0f96194e49ba2a",
@@ -57,7 +57,7 @@ def test_samples_are_those_recorded_for_this_version(tmp_path: Path) -> None:
         LLADA2_SPECIAL,
         LLADA2_TEMPLATE,
     )
-    rows = [Row(number, 0, fields) for number, fields in enumerate(ROWS)]
+    rows = [SourceRow(number, 0, fields) for number, fields in enumerate(ROWS)]
     for pipeline in Pipeline:
         recipe = pair_recipe(
             str(student),

@@ -121,7 +121,9 @@ def test_shared_pipeline_teacher_and_divergences(bench: Bench) -> None:
             )
             clean = torch.from_numpy(sample.teacher_ids.astype(np.int64))[None]
             ids = layout.input_ids(clean, bench.teacher.mask_token_id)
-            hidden = bench.teacher.hidden(ids, layout.attention_mask, layout.position_ids).flatten(0, 1)
+            hidden = bench.teacher.hidden_states(ids, layout.attention_mask, layout.position_ids).flatten(
+                0, 1
+            )
             # The wire carries bfloat16.
             wire = hidden[layout.masked_index].bfloat16().float()
             logits = bench.teacher.lm_head(wire).double().detach()
@@ -164,7 +166,12 @@ def test_cross_pipeline_compares_chunks(bench: Bench) -> None:
             ids = torch.from_numpy(sample.teacher_ids.astype(np.int64))
             hidden_tokens = torch.from_numpy(np.isin(sample.teacher_chunk_ids, chunks))
             noised = ids.masked_fill(hidden_tokens, bench.teacher.mask_token_id)[None]
-            teacher = bench.teacher.lm_head(bench.teacher.hidden(noised))[0].double().detach().log_softmax(-1)
+            teacher = (
+                bench.teacher.lm_head(bench.teacher.hidden_states(noised))[0]
+                .double()
+                .detach()
+                .log_softmax(-1)
+            )
             for chunk in chunks:
                 ours = sum(
                     float(table[row, sample.student_ids[p]])

@@ -230,7 +230,7 @@ def test_teachers_load_by_what_the_folder_says(
         assert not teacher.training
         assert (teacher.mask_token_id, teacher.hidden_size) == (5, model.hidden_size)
         ids = torch.arange(8).view(1, 8)
-        assert torch.equal(teacher.hidden(ids), model(ids))
+        assert torch.equal(teacher.hidden_states(ids), model(ids))
     with pytest.raises(CheckpointError, match="'wedlm'") as caught:
         load_teacher(tmp_path / "qwen2", architecture="wedlm")
     assert caught.value.code == "architecture_mismatch"

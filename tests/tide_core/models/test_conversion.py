@@ -13,10 +13,11 @@ from transformers import AutoTokenizer
 
 from tide_core.checkpoints.mask_addition import append_mask_token
 from tide_core.checkpoints.special_tokens import SpecialToken, find_mask_token, require_mask_token
+from tide_core.checkpoints.tokenizer_folder import copy_tokenizer
 from tide_core.contracts.errors import CheckpointError, ConflictError, TideError, TokenizerError
 from tide_core.models.conversion import convert, initialise
 from tide_core.models.dense import DenseConfig, DenseDecoder
-from tide_core.models.export import ModelCard, copy_tokenizer
+from tide_core.models.export import ModelCard
 from tide_core.models.student import BlockDiffusionStudent
 
 Make = Callable[..., DenseConfig]

@@ -104,7 +104,7 @@ def test_a_cache_gives_what_one_forward_gives(dense_config: Make) -> None:
         for start in range(0, 12, 4):
             columns = slice(start, start + 4)
             noise = torch.randint(0, 97, (2, 4))
-            # Whatever a step wrote and nobody adopted must leave no trace.
+            # Whatever a step wrote and no later step adopted must leave no trace.
             model(noise, pattern[:, columns, : start + 4], None, cache)
             part = model(ids[:, columns], pattern[:, columns, : start + 4], None, cache)
             cache.advance(4)
@@ -182,7 +182,7 @@ def test_autocast_runs_and_stays_close(dense_config: Make) -> None:
 
 def test_hidden_has_no_gradient(dense_config: Make) -> None:
     model = DenseDecoder.from_config(dense_config())
-    assert not model.hidden(torch.zeros(1, 4, dtype=torch.long)).requires_grad
+    assert not model.hidden_states(torch.zeros(1, 4, dtype=torch.long)).requires_grad
 
 
 def test_a_model_without_mask_token_says_so(dense_config: Make) -> None:

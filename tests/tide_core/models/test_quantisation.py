@@ -68,7 +68,7 @@ def test_a_matrix_comes_back_as_the_loop_says(kind: Quantisation, columns: int) 
     weight[3] *= 1e20
     matrix = QuantisedMatrix(weight, kind, "weight")
     expected = torch.tensor([oracle(row, matrix.bits) for row in weight.tolist()], dtype=torch.float64)
-    restored = matrix.restored(torch.float64)
+    restored = matrix.restore(torch.float64)
     scale = weight.abs().amax(1, keepdim=True).double() / 2 ** (matrix.bits - 1)
     off = (restored - expected).abs() / scale.clamp_min(1e-300)
     # Where a number lies halfway between two multiples, float32 and float64 may choose differently.
@@ -89,7 +89,7 @@ def test_no_number_moves_by_more_than_a_step(kind: Quantisation, data: st.DataOb
     for start in range(0, columns, 32):
         part = weight[:, start : start + 32].double()
         step = part.abs().amax(1, keepdim=True) / levels
-        error = (matrix.restored(torch.float64)[:, start : start + 32] - part).abs()
+        error = (matrix.restore(torch.float64)[:, start : start + 32] - part).abs()
         # Half a step; up to a whole one at the end of the range that lacks a level. The step was rounded to
         # bfloat16 (by 2^-8 at most), which a number at the end of the range feels once a level.
         is_last = part.abs() > (levels * (1 - 2**-8) - 1) * step
@@ -100,7 +100,7 @@ def test_no_number_moves_by_more_than_a_step(kind: Quantisation, data: st.DataOb
 def test_the_largest_number_of_a_group_survives() -> None:
     weight = torch.tensor([[0.01, -0.5, 0.02, 0.25], [0.01, 0.5, 0.02, -0.25]])
     for kind in KINDS:
-        restored = QuantisedMatrix(weight, kind, "w").restored(torch.float32)
+        restored = QuantisedMatrix(weight, kind, "w").restore(torch.float32)
         assert torch.equal(restored[:, 1], weight[:, 1])
         assert torch.equal(restored[:, 3], weight[:, 3])
 
@@ -120,8 +120,8 @@ def test_packing_is_exact_and_two_to_a_byte() -> None:
 def test_quantising_twice_changes_nothing_more() -> None:
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
     for kind in KINDS:
-        once = QuantisedMatrix(weight, kind, "w").restored(torch.float32)
-        assert torch.equal(QuantisedMatrix(once, kind, "w").restored(torch.float32), once)
+        once = QuantisedMatrix(weight, kind, "w").restore(torch.float32)
+        assert torch.equal(QuantisedMatrix(once, kind, "w").restore(torch.float32), once)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +131,7 @@ def test_modules_compute_with_the_restored_weights(
     linear = nn.Linear(40, 9)
     inputs = torch.randn(2, 3, 40)
     layer = QuantisedLinear(linear, kind, "linear")
-    restored = QuantisedMatrix(linear.weight, kind, "w").restored(torch.float32)
+    restored = QuantisedMatrix(linear.weight, kind, "w").restore(torch.float32)
     torch.testing.assert_close(layer(inputs), inputs @ restored.T + linear.bias)
     experts = Experts(5, 40, 16)
     nn.init.normal_(experts.gate_up)
@@ -151,7 +151,7 @@ def test_modules_compute_with_the_restored_weights(
 
 
 def _round_trip(matrix: Tensor, kind: Quantisation) -> Tensor:
-    return QuantisedMatrix(matrix, kind, "w").restored(matrix.dtype)
+    return QuantisedMatrix(matrix, kind, "w").restore(matrix.dtype)
 
 
 @pytest.fixture
@@ -232,11 +232,13 @@ def test_four_bits_lose_more_than_eight_and_another_seed_more_than_both(folders:
     whole = load_teacher(folders["moe"])
     ids = torch.arange(48).view(2, 24)
     errors = [
-        (load_teacher(folders["moe"], quantisation=kind).hidden(ids) - whole.hidden(ids)).norm().item()
+        (load_teacher(folders["moe"], quantisation=kind).hidden_states(ids) - whole.hidden_states(ids))
+        .norm()
+        .item()
         for kind in KINDS
     ]
-    unrelated = LLaDA2MoeModel.from_config(whole.config, seed=1).hidden(ids)
-    assert 0 < 5 * errors[0] < errors[1] < (unrelated - whole.hidden(ids)).norm().item() / 2
+    unrelated = LLaDA2MoeModel.from_config(whole.config, seed=1).hidden_states(ids)
+    assert 0 < 5 * errors[0] < errors[1] < (unrelated - whole.hidden_states(ids)).norm().item() / 2
 
 
 def test_a_quantised_teacher_is_another(folders: dict[str, Path]) -> None:

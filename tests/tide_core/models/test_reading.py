@@ -69,7 +69,9 @@ def test_a_quantised_model_reads_what_it_computes() -> None:
     for layer in model.layers:
         quantise_layer(layer, "int8", "layer")
     ids, places = torch.arange(2 * SEQ).view(2, SEQ), read_places(torch.tensor([1, 15, 3]), 2, SEQ)
-    torch.testing.assert_close(model.hidden_at(ids, places), model.hidden(ids).flatten(0, 1)[places.index])
+    torch.testing.assert_close(
+        model.hidden_at(ids, places), model.hidden_states(ids).flatten(0, 1)[places.index]
+    )
 
 
 def test_nothing_to_read(model: Decoder) -> None:

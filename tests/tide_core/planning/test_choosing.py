@@ -13,7 +13,7 @@ from tide_core.contracts.objective import Pipeline
 from tide_core.planning import choosing
 from tide_core.planning.choosing import choose_by, slice_of
 from tide_core.planning.kinds import KINDS
-from tide_core.planning.placing import Candidate, fastest, trimmed
+from tide_core.planning.placing import Candidate, fastest, trim
 
 H100 = KINDS["h100-80g"]
 
@@ -59,8 +59,8 @@ def test_where_they_disagree_the_proposal_is_faster_simulated() -> None:
     case = CASES["few large questions"]
     step, groups = step_of(case.spec), [(H100, case.devices)]
     proposed = choosing.choose(step, groups, is_simulated=True).candidate
-    in_the_mean = trimmed(fastest(step, groups, 1)[0])
-    ours, theirs = choosing.simulated(proposed), choosing.simulated(in_the_mean)
+    in_the_mean = trim(fastest(step, groups, 1)[0])
+    ours, theirs = choosing.simulate_candidate(proposed), choosing.simulate_candidate(in_the_mean)
     assert ours is not None
     assert theirs is not None
     assert in_the_mean.seconds <= proposed.seconds
@@ -81,12 +81,12 @@ def test_the_pace_alone_decides_among_the_few() -> None:
     chosen = choose_by(pace, candidates)
     assert chosen.trainers == slowest_in_the_mean.trainers
     # No replica makes this pace any better: only as many are kept as the mean needs.
-    assert chosen.replicas == trimmed(slowest_in_the_mean).replicas
+    assert chosen.replicas == trim(slowest_in_the_mean).replicas
 
 
 def test_of_equally_fast_ones_the_first_in_the_mean_is_taken() -> None:
     candidates = few()
-    assert choose_by(lambda candidate: 1.0, candidates) == trimmed(candidates[0])
+    assert choose_by(lambda candidate: 1.0, candidates) == trim(candidates[0])
     # A hundredth is within what draws differ by.
     chosen = choose_by(lambda candidate: 1.0 + 0.001 * candidate.trainers / 64, candidates)
     assert chosen.trainers == candidates[0].trainers
@@ -94,7 +94,7 @@ def test_of_equally_fast_ones_the_first_in_the_mean_is_taken() -> None:
 
 def test_replicas_that_shorten_the_step_are_kept() -> None:
     first = few()[0]
-    needed = trimmed(first).replicas + 7
+    needed = trim(first).replicas + 7
     assert needed < first.replicas
     chosen = choose_by(lambda candidate: 1.0 if candidate.replicas >= needed else 1.5, [first])
     assert needed <= chosen.replicas <= 1.2 * needed
@@ -103,10 +103,10 @@ def test_replicas_that_shorten_the_step_are_kept() -> None:
 def test_a_large_step_is_compared_on_a_slice() -> None:
     spec = with_batch(SHARED, 4096)
     step = step_of(spec)
-    whole = trimmed(fastest(step, [(H100, 512)], 1)[0])
+    whole = trim(fastest(step, [(H100, 512)], 1)[0])
     assert slice_of(whole) == 8
     small = with_batch(SHARED, 512)
-    eighth = trimmed(fastest(step_of(small), [(H100, 64)], 1)[0])
+    eighth = trim(fastest(step_of(small), [(H100, 64)], 1)[0])
     assert slice_of(eighth) == 1
     # The slice is a cluster of an eighth's size, up to the rounding of its trainers and replicas.
     assert choosing.simulated_seconds(whole) == pytest.approx(choosing.simulated_seconds(eighth), rel=0.1)

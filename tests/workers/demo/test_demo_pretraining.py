@@ -77,7 +77,7 @@ def test_causal_loss_is_the_mean_over_real_tokens(dense: DenseDecoder, batch: Ba
     for ids, length in zip(batch.ids, batch.lengths, strict=True):
         sequence = torch.from_numpy(ids[:length])[None]
         causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-        logits = dense.lm_head(dense.hidden(sequence, causal))[0].double()
+        logits = dense.lm_head(dense.hidden_states(sequence, causal))[0].double()
         losses = functional.cross_entropy(logits[:-1], sequence[0, 1:], reduction="none")
         total, count = total + losses.sum().item(), count + len(losses)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_balance_moves_biases_towards_idle_experts() -> None:
     model = LLaDA2MoeModel.from_config(moe_config(tokenizer, MOE_TEACHER) | {"num_hidden_layers": 2}, seed=0)
     balance = ExpertBalance(model)
     router = model.layers[1].feed_forward.router
-    model.hidden(torch.arange(40)[None])
+    model.hidden_states(torch.arange(40)[None])
     weights, chosen = router(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
     assert weights.shape == chosen.shape == (64, 2)
     before = router.expert_bias.clone()

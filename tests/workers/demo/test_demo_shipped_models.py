@@ -99,7 +99,7 @@ def test_teachers_fill_in_held_out_tasks(name: str) -> None:
     else:
         # One noised copy under the block pattern: what a sampler sees of the last block.
         mask = block_causal_mask(lengths, ids.shape[1], BLOCK_SIZE)
-    hidden = model.hidden(ids.masked_fill(is_masked, model.mask_token_id), mask)
+    hidden = model.hidden_states(ids.masked_fill(is_masked, model.mask_token_id), mask)
     guesses = model.lm_head(hidden[is_masked]).argmax(-1)
     accuracy = (guesses == ids[is_masked]).float().mean().item()
     # Guessing the most frequent token gives about 0.1.

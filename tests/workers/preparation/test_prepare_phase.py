@@ -13,9 +13,9 @@ from tide_core.contracts.job import DataSource, DataSpec, HeldOut, JobSpec, Stud
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief, DatasetPrepared, Finished, Note, Progress
 from tide_core.contracts.states import Phase
-from tide_core.data.prepare import BATCH_ROWS, RowBatch, serial_map
+from tide_core.data.dataset_preparation import BATCH_ROWS, RowBatch, serial_map
 from tide_core.data.shards import PreparedDataset
-from tide_core.data.sources import Row
+from tide_core.data.sources import SourceRow
 from workers.main import phase_function, run_phase, say
 from workers.preparation.driver import prepare_for_job, ray_map
 from workers.preparation.location import open_prepared
@@ -184,7 +184,7 @@ def test_few_rows_do_not_need_ray() -> None:
         places.append("cluster")
         return map(function, batches)
 
-    row = Row(0, 0, {"prompt": "Say 1", "response": "1"})
+    row = SourceRow(0, 0, {"prompt": "Say 1", "response": "1"})
 
     def numbers(*sizes: int) -> list[int]:
         batches = [RowBatch(number, "train", [row] * size) for number, size in enumerate(sizes)]

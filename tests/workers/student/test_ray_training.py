@@ -35,7 +35,7 @@ from tide_core.contracts.reporting import (
 )
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool, pool_for
-from tide_core.data.prepare import serial_map
+from tide_core.data.dataset_preparation import serial_map
 from workers.evaluation.report import read_sequences
 from workers.main import phase_function, run_phase
 from workers.preparation.driver import prepare_for_job

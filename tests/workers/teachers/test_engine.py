@@ -73,7 +73,7 @@ def naive_hidden(
             inputs, positions = noised, torch.arange(length)
             is_causal = layout is Layout.BLOCK_CAUSAL
             mask = [[not is_causal or k // block <= q // block for k in range(length)] for q in range(length)]
-        hidden = model.hidden(inputs[None], torch.tensor(mask)[None], positions[None])[0, -length:]
+        hidden = model.hidden_states(inputs[None], torch.tensor(mask)[None], positions[None])[0, -length:]
         is_read = torch.from_numpy(groups == view)
         result[is_read] = hidden[is_read]
     return result[torch.from_numpy(groups > 0)]

@@ -85,7 +85,7 @@ def test_logits_of_trained_teachers_stay_close(folder: Path, quantisation: Liter
     small = load_teacher(folder, dtype=torch.float32, quantisation=quantisation)
     ids = torch.randint(0, whole.vocab_size, (4, 48), generator=torch.Generator().manual_seed(0))
     ids[:, ::4] = whole.mask_token_id
-    logits, others = (model.lm_head(model.hidden(ids))[:, ::4] for model in (whole, small))
+    logits, others = (model.lm_head(model.hidden_states(ids))[:, ::4] for model in (whole, small))
     error = (others - logits).square().mean().sqrt() / logits.square().mean().sqrt()
     assert 0 < error < LOGIT_ERROR[quantisation]
 

@@ -15,9 +15,9 @@ from tide_core.checkpoints.tokenizer_folder import load_tokenizer
 from tide_core.contracts.errors import InvalidInputError, TokenizerError
 from tide_core.contracts.job import DataSource, TemplateOptions
 from tide_core.contracts.objective import Pipeline
-from tide_core.data.preparation import BatchOutcome, PairRecipe, pair_recipe, prepare_rows
+from tide_core.data.row_preparation import BatchOutcome, PairRecipe, pair_recipe, prepare_rows
 from tide_core.data.samples import PreparedSample, RejectionReason
-from tide_core.data.sources import Row
+from tide_core.data.sources import SourceRow
 
 CROSS, SHARED = Pipeline.CROSS_TOKENIZER, Pipeline.SHARED_TOKENIZER
 SOURCE = DataSource(location="rows.jsonl")
@@ -44,8 +44,8 @@ def tokenizer_of(folder: str | Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def rows_of(fields: Sequence[dict[str, Any] | None]) -> list[Row]:
-    return [Row(10 + n, 0, row, "" if row else "line 3: bad") for n, row in enumerate(fields)]
+def rows_of(fields: Sequence[dict[str, Any] | None]) -> list[SourceRow]:
+    return [SourceRow(10 + n, 0, row, "" if row else "line 3: bad") for n, row in enumerate(fields)]
 
 
 def chat(prompt: str, answer: str) -> dict[str, Any]:

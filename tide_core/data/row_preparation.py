@@ -23,7 +23,7 @@ from tide_core.contracts.labels import IGNORED_LABEL, NO_CHUNK
 from tide_core.contracts.objective import Pipeline
 from tide_core.data.conversations import Conversation, Message, PlainText, UnusableRowError, read_row
 from tide_core.data.samples import PreparedSample, Rejection, RejectionReason
-from tide_core.data.sources import Row
+from tide_core.data.sources import SourceRow
 from tide_core.data.tokenization import PlacedBytes, RenderedText, TextSide, TokenizedText, text_side
 
 
@@ -132,17 +132,19 @@ class BatchOutcome:
 class _Draft:
     """A row that both sides can read, in tokens."""
 
-    row: Row
+    row: SourceRow
     student: TokenizedText
     teacher: TokenizedText
 
 
-def prepare_rows(rows: Sequence[Row], sources: Sequence[DataSource], recipe: PairRecipe) -> BatchOutcome:
+def prepare_rows(
+    rows: Sequence[SourceRow], sources: Sequence[DataSource], recipe: PairRecipe
+) -> BatchOutcome:
     """Make samples of rows. The outcome of a row does not depend on the rows beside it.
 
     Args:
         rows: as ``sources.iterate_rows`` yields them.
-        sources: the data sources that ``Row.source_index`` counts.
+        sources: the data sources that ``SourceRow.source_index`` counts.
         recipe: the pair and its lengths.
 
     Returns:
@@ -157,15 +159,15 @@ def prepare_rows(rows: Sequence[Row], sources: Sequence[DataSource], recipe: Pai
 
 
 def _drafts(
-    rows: Sequence[Row], sources: Sequence[DataSource], recipe: PairRecipe, rejections: list[Rejection]
+    rows: Sequence[SourceRow], sources: Sequence[DataSource], recipe: PairRecipe, rejections: list[Rejection]
 ) -> list[_Draft]:
     """Read, render and tokenise; rows that fail are rejected."""
     student, teacher = recipe.student(), recipe.teacher()
-    readable: list[Row] = []
+    readable: list[SourceRow] = []
     texts: list[tuple[RenderedText, RenderedText]] = []
     for row in rows:
         try:
-            text = _normalised(_read(row, sources), student, teacher)
+            text = _normalise(_read(row, sources), student, teacher)
             ours, theirs = (
                 side.render(text, every_answer=recipe.every_answer) for side in (student, teacher)
             )
@@ -179,7 +181,7 @@ def _drafts(
 
 
 def _tokenised_drafts(
-    rows: Sequence[Row],
+    rows: Sequence[SourceRow],
     tokens: tuple[list[TokenizedText | UnusableRowError], list[TokenizedText | UnusableRowError]],
     rejections: list[Rejection],
 ) -> list[_Draft]:
@@ -194,13 +196,13 @@ def _tokenised_drafts(
     return drafts
 
 
-def _read(row: Row, sources: Sequence[DataSource]) -> Conversation | PlainText:
+def _read(row: SourceRow, sources: Sequence[DataSource]) -> Conversation | PlainText:
     if row.fields is None:
         raise UnusableRowError(RejectionReason.MALFORMED_ROW, row.problem)
     return read_row(row.fields, sources[row.source_index])
 
 
-def _normalised(
+def _normalise(
     text: Conversation | PlainText, student: TextSide, teacher: TextSide
 ) -> Conversation | PlainText:
     """The row in the Unicode form that the tokenizers see, so that both sides hold the same bytes."""

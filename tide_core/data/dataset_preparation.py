@@ -17,7 +17,7 @@ from tide_core.alignment.coverage import CoverageReport
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource, DataSpec
 from tide_core.contracts.labels import IGNORED_LABEL
-from tide_core.data.preparation import PairRecipe, prepare_rows
+from tide_core.data.row_preparation import PairRecipe, prepare_rows
 from tide_core.data.samples import Rejection, RejectionReason
 from tide_core.data.shards import (
     HELD_OUT,
@@ -30,7 +30,7 @@ from tide_core.data.shards import (
     content_hash,
     write_shard,
 )
-from tide_core.data.sources import OpenSource, Row, iterate_rows, open_source, row_digest
+from tide_core.data.sources import OpenSource, SourceRow, iterate_rows, open_source, row_digest
 from tide_core.data.tokenization import TextSide
 
 PREPARATION_VERSION = 1
@@ -45,7 +45,7 @@ class RowBatch:
 
     number: int
     split: str
-    rows: list[Row]
+    rows: list[SourceRow]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def prepare(
 
     Args:
         data: the sources, the held-out part and the template options.
-        recipe: the pair (see ``preparation.pair_recipe``).
+        recipe: the pair (see ``row_preparation.pair_recipe``).
         root: local folder of prepared data sets; workers of ``map_batches`` must see it too.
         map_batches: how the work is spread.
         on_progress: called after every batch.
@@ -249,7 +249,7 @@ class _Planner:
         self.rows = 0
 
     def batches(self) -> Iterator[RowBatch]:
-        waiting: dict[str, list[Row]] = {TRAIN: [], HELD_OUT: []}
+        waiting: dict[str, list[SourceRow]] = {TRAIN: [], HELD_OUT: []}
         set_aside = number = 0
         for row in iterate_rows(self._sources):
             self.rows += 1
@@ -269,7 +269,7 @@ class _Planner:
                 yield RowBatch(number, split, rows)
                 number += 1
 
-    def _is_held_out(self, row: Row) -> bool:
+    def _is_held_out(self, row: SourceRow) -> bool:
         """By content, so that equal rows are on one side and a row's side never changes."""
         if row.source_index >= self._first_held_out:
             return True

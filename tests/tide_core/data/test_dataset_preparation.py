@@ -14,8 +14,7 @@ from tests.support.fixtures_tokenizers import standard_library_texts
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource, DataSpec, HeldOut, TemplateOptions
 from tide_core.contracts.objective import Pipeline
-from tide_core.data.preparation import PairRecipe, pair_recipe
-from tide_core.data.prepare import (
+from tide_core.data.dataset_preparation import (
     PreparationProgress,
     RowBatch,
     ShardReport,
@@ -23,6 +22,7 @@ from tide_core.data.prepare import (
     preparation_inputs,
     prepare,
 )
+from tide_core.data.row_preparation import PairRecipe, pair_recipe
 from tide_core.data.shards import Manifest, PreparedDataset, Staging, content_hash
 
 
@@ -61,7 +61,7 @@ def spec(path: Path, **held_out: Any) -> DataSpec:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tide_core.data.prepare.BATCH_ROWS", 16)
+    monkeypatch.setattr("tide_core.data.dataset_preparation.BATCH_ROWS", 16)
 
 
 def files_of(dataset: PreparedDataset) -> dict[str, bytes]:
