@@ -15,21 +15,8 @@ PACKAGES = ("tide", "tide_core", "service", "workers")
 PROGRAMS = (*PACKAGES, "tools", "benchmarks")
 
 # What was there when the rules began, and is still to be renamed: these only shrink.
-DOUBLES_LEFT = frozenset(
-    [
-        "Message",
-        "Row",
-        "Sample",
-        "Settings",
-        "Shelf",
-        "Task",
-        "Teacher",
-        "_Job",
-        "_Question",
-        "_Sizes",
-    ]
-)
-PARTICIPLES_LEFT = 85
+DOUBLES_LEFT = frozenset(["Teacher"])
+PARTICIPLES_LEFT = 19
 PRIVATE_LEFT = 0
 
 PARTICIPLES = frozenset(

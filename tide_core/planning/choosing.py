@@ -2,8 +2,8 @@
 
 In the mean no trainer waits for the last of many answers, so the split that is the fastest in the mean,
 trimmed to the replicas that a mean needs, may wait for a quarter of each step. The few fastest in the mean
-are therefore played through, each with all devices that its trainers leave; the fastest of them then gives back
-the replicas without which its simulated step takes no longer.
+are therefore played through, each with all devices that its trainers leave; the fastest of them then gives
+back the replicas without which its simulated step takes no longer.
 """
 
 from __future__ import annotations

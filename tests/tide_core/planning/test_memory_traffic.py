@@ -19,7 +19,7 @@ from tide_core.contracts.scores import TopKQuestion, Want
 from tide_core.losses.fused_linear import ReverseDivergence, TargetLogProbs, TidalDivergence
 from tide_core.losses.head_pass import Statistic, statistics_of
 from tide_core.losses.sparse import BucketLogProbs
-from tide_core.models.gating import gated
+from tide_core.models.gating import apply_gate
 from tide_core.models.layers import RMSNorm
 from tide_core.models.reading import read_places
 from tide_core.models.registry import model_class
@@ -67,7 +67,7 @@ def built(fields: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[A
     ("module", "width", "counts"),
     [
         (RMSNorm(512, 1e-6), 512, (passes.TRAINED_FORWARD.norm, passes.TRAINED_BACKWARD.norm)),
-        (gated, 1024, (passes.TRAINED_FORWARD.gate, passes.TRAINED_BACKWARD.gate)),
+        (apply_gate, 1024, (passes.TRAINED_FORWARD.gate, passes.TRAINED_BACKWARD.gate)),
     ],
     ids=["norm", "gate"],
 )

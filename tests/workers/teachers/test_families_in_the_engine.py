@@ -65,7 +65,7 @@ def naive_answers(model: Decoder, request: ScoreRequest) -> npt.NDArray[Any]:
         has_clean_copy = request.layout is Layout.BLOCK_STAIRCASE
         inputs = torch.cat([ids, noised]) if has_clean_copy else noised
         positions = torch.arange(length).repeat(2 if has_clean_copy else 1)
-        states = plain.hidden(
+        states = plain.hidden_states(
             inputs[None], torch.tensor(visible(request.layout, length))[None], positions[None]
         )
         clean, noisy = states[0, :length], states[0, -length:]
