@@ -87,8 +87,8 @@ class Settings(BaseSettings):
     """How long a trainer asks a teacher that does not answer, before its attempt ends and the job waits
     without holding trainers."""
     teacher_loss_timeout_seconds: float = Field(default=21_600.0, gt=0)
-    """How long a job may go on without its teacher's answers, once the teacher went away under it, before it
-    fails; until then such losses use up none of its attempts."""
+    """How long a job may continue after its teacher has stopped answering, before it fails; until then such
+    losses use up none of its attempts."""
     pause_timeout_seconds: float = Field(default=120.0, gt=0)
     """How long a trainer may take to save and end when its job is paused."""
     max_active_jobs: int = Field(default=16, ge=1)

@@ -52,20 +52,22 @@ async def create(session: AsyncSession, name: str, role: Role, lifetime: timedel
     """
     if not _NAME.fullmatch(name) or name == BOOTSTRAP:
         raise InvalidInputError(
-            f"'{name}' is no name for a token: take 1 to 64 letters, digits and . _ @ -, and not "
-            f"'{BOOTSTRAP}', which is the deployment's own.",
+            f"A token cannot be named '{name}': use 1 to 64 letters, digits and . _ @ -. The name "
+            f"'{BOOTSTRAP}' is reserved for the deployment's own token.",
             code="bad_token_name",
             param="name",
         )
     if lifetime is not None and lifetime <= timedelta():
         raise InvalidInputError(
-            "A token must live for some time.", code="bad_token_lifetime", param="expires_days"
+            "The lifetime of a token must be longer than zero.",
+            code="bad_token_lifetime",
+            param="expires_days",
         )
     token, now = make_bearer_token(_PREFIX), utc_now()
     row = _columns(name, token, role, now, None if lifetime is None else now + lifetime)
     if await upsert(session, ClientTokenRow, [row], update=()) == 0:
         raise ConflictError(
-            f"There is a token '{name}' already (`tide tokens list`); the names of revoked tokens stay "
+            f"A token named '{name}' exists already (`tide tokens list`). The names of revoked tokens stay "
             "taken, so that a job's posted_by means one token.",
             code="token_name_taken",
             param="name",
@@ -74,7 +76,7 @@ async def create(session: AsyncSession, name: str, role: Role, lifetime: timedel
 
 
 async def revoke(session: AsyncSession, name: str) -> datetime:
-    """End a token for good; one that is revoked already stays as it is. Gives the moment of its end.
+    """Revoke a token; a revoked one stays as it is. Gives the moment of its end.
 
     Raises:
         NotFoundError: ``token_not_found``.

@@ -41,7 +41,7 @@ class ClientTokenRow(Base):
     role: Mapped[Role] = mapped_column(words(Role))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    """To the minute, so that not every request writes."""
+    """To the minute: not every request may write."""
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 

@@ -146,7 +146,7 @@ def _client_path(location: Sequence[str | int], body: Any) -> tuple[str | int, .
 
 
 def _keep_deepest(problems: list[_Problem]) -> list[_Problem]:
-    """Of the complaints of a union's branches keep those that went furthest: the branch that was meant."""
+    """Keep the problems with the longest paths: those of the branch of a union that the client meant."""
     kept = [
         problem
         for problem in problems

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 class RequestContextMiddleware:
     """Binds the request id to the log, returns it in a header, logs, counts and traces each request.
 
-    It also answers for unexpected exceptions, since whatever stands outside of it knows no request id.
+    It also answers for unexpected exceptions, since the layers outside of it know no request id.
     """
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
@@ -88,5 +88,5 @@ def _account(scope: Scope, status: int, seconds: float) -> None:
 
 
 def _route(scope: Scope) -> str:
-    """The template of the path, so that there are few."""
+    """The template of the path: there are few of them."""
     return getattr(scope.get("route"), "path", "unmatched")

@@ -1,4 +1,4 @@
-"""The declarative base, and column types that behave alike on SQLite and PostgreSQL."""
+"""The declarative base, and column types that behave in the same way on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

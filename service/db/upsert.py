@@ -1,4 +1,4 @@
-"""Insert-or-update, which SQLite and PostgreSQL spell alike and SQLAlchemy twice."""
+"""Insert-or-update: the same statement for SQLite and PostgreSQL, two dialects for SQLAlchemy."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class AttemptEnd(StrEnum):
     PLATFORM_LOSS = "platform_loss"
     """A node, the cluster or the process went away, or the phase ended before its work was done."""
     TEACHER_AWAY = "teacher_away"
-    """The teacher answered no more."""
+    """The teacher stopped answering."""
     RESUMED = "resumed"
     """The job was paused in this attempt and is resumed with the next one."""
     ENDED = "ended"

@@ -222,7 +222,7 @@ class _Ingestion:
         )
         self._tell(
             EventType.CHECKPOINT_DELETED,
-            f"The checkpoint of step {report.step} was removed by the policy.",
+            f"The checkpoint of step {report.step} was deleted by the retention policy.",
             step=report.step,
             location=report.location,
         )

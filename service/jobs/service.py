@@ -54,7 +54,7 @@ async def submit(
 
     Raises:
         InvalidInputError: the spec cannot work; nothing is stored.
-        ConflictError: ``idempotency_key_reused``: the key came with another body before.
+        ConflictError: ``idempotency_key_reused``: the key was used before with another body.
     """
     check_storable(spec.model_dump(mode="python"))
     body_hash = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
@@ -86,8 +86,8 @@ async def _find_earlier(session: AsyncSession, key: str, body_hash: str) -> JobR
         return None
     if row.body_hash != body_hash:
         raise ConflictError(
-            f"The idempotency key '{key}' came with another body before, for job {row.job_id}. Use a new key "
-            "for a new job.",
+            f"The idempotency key '{key}' was used before with another body, for job {row.job_id}. Use a new "
+            "key for a new job.",
             code="idempotency_key_reused",
             param="Idempotency-Key",
         )
@@ -141,7 +141,7 @@ async def cancel(session: AsyncSession, job_id: str) -> JobRow:
             f"Job {job.id} has {job.state} already; there is nothing left to cancel.", code="job_finished"
         )
     if job.state is not JobState.CANCELLING:
-        await transition(session, job, JobState.CANCELLING, "Cancelling was asked for.")
+        await transition(session, job, JobState.CANCELLING, "A client asked to cancel the job.")
     return job
 
 
@@ -159,7 +159,7 @@ async def pause(session: AsyncSession, job_id: str) -> JobRow:
                 f"Job {job.id} is {job.state}; only a running job can be paused.",
                 code="transition_not_allowed",
             )
-        await transition(session, job, JobState.PAUSING, "Pausing was asked for.")
+        await transition(session, job, JobState.PAUSING, "A client asked to pause the job.")
     return job
 
 
@@ -176,5 +176,5 @@ async def resume(session: AsyncSession, job_id: str) -> JobRow:
             f"Job {job.id} is {job.state}; only a paused job can be resumed.", code="transition_not_allowed"
         )
     await begin_next_attempt(session, job, AttemptEnd.RESUMED, RESUMED_MESSAGE)
-    await transition(session, job, JobState.PROVISIONING, "The job goes on from its last checkpoint.")
+    await transition(session, job, JobState.PROVISIONING, "The job continues from its last checkpoint.")
     return job

@@ -70,12 +70,12 @@ class SubmissionState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it ran and will not run any more."""
+        """Whether it ran and has ended."""
         return self.status in ENDED
 
     @property
     def is_own_failure(self) -> bool:
-        """Whether the process ended with an exit code, as against having gone down with its node.
+        """Whether the process ended with an exit code, and not because its node went down.
 
         A process that was killed alone counts too: on a node that lives on, that was its use of memory.
         """

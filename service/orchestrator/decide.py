@@ -134,7 +134,7 @@ class Limits:
     teacher_start: float = 1800.0
     """For a pool to become ready."""
     teacher_loss: float = 21_600.0
-    """For a teacher that went away under a job to answer again."""
+    """For a teacher that stopped answering a running job to answer again."""
     pause: float = 120.0
     """For a trainer to save and end after it was asked to."""
     longest_backoff: float = 60.0
@@ -172,7 +172,7 @@ def _decide_queued(observed: Observed) -> Action:
     if not observed.has_room:
         return Wait("the limit of running jobs is reached")
     return Advance(
-        JobState.PREPARING, _add_shortage("The job was taken up; its data is being prepared.", observed)
+        JobState.PREPARING, _add_shortage("The job has started; its data is being prepared.", observed)
     )
 
 

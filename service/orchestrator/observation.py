@@ -1,4 +1,4 @@
-"""Asking the cluster what a job's next step depends on, and no more."""
+"""What the reconciler asks the cluster for one job: only what the job's next step depends on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Observer:
         self._applications = self._resources = self._active = None
 
     def count_new_job(self) -> None:
-        """One more job was taken up in this look."""
+        """One more job has started in this look."""
         if self._active is not None:
             self._active += 1
 
@@ -118,8 +118,8 @@ class Observer:
         if cpus <= size.cpus and gpus <= size.gpus:
             return await self._explain_missing_node(Purpose.TRAINER, "a trainer")
         return (
-            f"It asks for {cpus:g} CPUs and {gpus:g} GPUs, and the whole cluster has {size.cpus:g} and "
-            f"{size.gpus:g}: it waits until the cluster grows, or for fewer 'resources.student_workers'."
+            f"The job needs {cpus:g} CPUs and {gpus:g} GPUs, and the whole cluster has {size.cpus:g} and "
+            f"{size.gpus:g}: it waits until the cluster grows. Fewer 'resources.student_workers' need less."
         )
 
     async def _size(self) -> ClusterResources:

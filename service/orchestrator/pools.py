@@ -112,7 +112,7 @@ def pool_state(state: ApplicationState | None, *, is_desired: bool) -> PoolState
 
 
 def explain_missing_node(labels: Mapping[str, str], cluster: ClusterResources, what: str) -> str | None:
-    """Why no node may run something that asks for labels; None when one may. A cluster may yet grow."""
+    """Why no node may run something that asks for labels; None when one may. A cluster may grow later."""
     if not labels or cluster.has_node(labels):
         return None
     wanted = ", ".join(f"{name}={value}" for name, value in labels.items())

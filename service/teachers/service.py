@@ -15,7 +15,7 @@ from tide_core.contracts.teacher import PoolState, TeacherPool, pool_for
 
 
 async def acquire_lease(session: AsyncSession, job_id: str, spec: ResolvedJobSpec) -> LeaseRow:
-    """Give a job its lease on the pool of its teacher, creating the pool's row at need.
+    """Give a job its lease on the pool of its teacher, creating the pool's row where there is none.
 
     Does nothing when the job holds the lease already. The caller holds the job's row.
     """
@@ -57,7 +57,7 @@ async def release_lease(session: AsyncSession, job_id: str) -> None:
         session,
         job_id,
         EventType.TEACHER_RELEASED,
-        f"The job gave its lease on {lease.application} back.",
+        f"The job returned its lease on {lease.application}.",
         data={"application": lease.application},
     )
     await session.flush()

@@ -60,7 +60,7 @@ async def test_tokens_differ(database: Database) -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "-a", "x" * 65, "ä", "bootstrap", "a\n"])
 async def test_a_name_is_one_that_people_can_type(database: Database, name: str) -> None:
-    with pytest.raises(InvalidInputError, match="no name for a token"):
+    with pytest.raises(InvalidInputError, match="cannot be named"):
         await _made(database, name)
 
 

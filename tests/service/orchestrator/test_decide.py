@@ -137,7 +137,7 @@ class TestEveryWorkingState:
 class TestTheGoodCourse:
     def test_queue(self) -> None:
         assert decide(job(S.QUEUED), Observed()) == Advance(
-            S.PREPARING, "The job was taken up; its data is being prepared."
+            S.PREPARING, "The job has started; its data is being prepared."
         )
         assert isinstance(decide(job(S.QUEUED), Observed(has_room=False)), Wait)
         assert isinstance(decide(job(S.QUEUED), Observed(is_reachable=False)), Wait)
@@ -177,9 +177,9 @@ class TestTeacher:
         assert action.target is S.RUNNING
 
     def test_a_cluster_that_is_too_small_is_said(self) -> None:
-        action = decide(job(S.PROVISIONING), Observed(teacher=READY, shortage="It asks for 9 CPUs."))
+        action = decide(job(S.PROVISIONING), Observed(teacher=READY, shortage="It needs 9 CPUs."))
         assert isinstance(action, Advance)
-        assert action.message.endswith("It asks for 9 CPUs.")
+        assert action.message.endswith("It needs 9 CPUs.")
 
     def test_a_pool_that_grows_is_ready(self) -> None:
         growing = ApplicationState(ApplicationStatus.STARTING, ready_replicas=1)
