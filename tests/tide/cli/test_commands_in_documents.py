@@ -46,7 +46,7 @@ def help_of(command: str) -> str:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "160", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"COLUMNS": "160"},
         timeout=60,
     )
     assert done.returncode == 0, f"tide {command}: {done.stderr}"
