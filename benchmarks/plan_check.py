@@ -30,6 +30,7 @@ import torch
 from tide_core.alignment.coverage import CoverageReport
 from tide_core.contracts.environment import compute_environment
 from tide_core.contracts.job import JobSpec, ResolvedJobSpec, resolve
+from tide_core.contracts.labels import IGNORED_LABEL, NO_CHUNK
 from tide_core.contracts.objective import Pipeline
 from tide_core.contracts.plan import Cluster, DataExpectations, DeviceGroup, DeviceKind
 from tide_core.contracts.reporting import AnyReport, Metrics
@@ -139,8 +140,8 @@ def sample(index: int, options: argparse.Namespace, pipeline: Pipeline) -> Prepa
     ids = draws.integers(1, options.vocab - 1, options.length).astype(np.int32)
     prompt = options.length // 2
     labels = ids.copy()
-    labels[:prompt] = -100
-    places = np.where(labels != -100, np.arange(options.length), -1).astype(np.int32)
+    labels[:prompt] = IGNORED_LABEL
+    places = np.where(labels != IGNORED_LABEL, np.arange(options.length), NO_CHUNK).astype(np.int32)
     chunks = np.where(places >= 0, places - prompt, -1).astype(np.int32)
     if pipeline is Pipeline.CROSS_TOKENIZER:
         return PreparedSample(

@@ -30,7 +30,7 @@ from tide_core.data.dataset_preparation import (
     serial_map,
 )
 from tide_core.data.row_preparation import PairRecipe, pair_recipe
-from tide_core.data.shards import MANIFEST_FILE, Manifest, PreparedDataset
+from tide_core.data.shards import HELD_OUT, MANIFEST_FILE, TRAIN, Manifest, PreparedDataset
 from workers.preparation.location import open_prepared
 from workers.preparation.student_tokenizer import fetch_student_tokenizer
 from workers.reporting.opening import open_reporter
@@ -99,10 +99,10 @@ def _prepare(
             )
         )
 
-    root = local_path(location.rsplit("/", 1)[0])
-    if root is not None:
-        root.mkdir(parents=True, exist_ok=True)
-        return prepare(spec.data, recipe, root, map_batches=map_batches, on_progress=tell)
+    folder = local_path(location)
+    if folder is not None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return prepare(spec.data, recipe, folder.parent, map_batches=map_batches, on_progress=tell)
     with tempfile.TemporaryDirectory(prefix="tide-prepared-") as scratch:
         # Tasks on other nodes could not write to this machine's folder.
         dataset = prepare(spec.data, recipe, scratch, map_batches=serial_map, on_progress=tell)
@@ -132,7 +132,7 @@ def _report(manifest: Manifest, location: str, is_reused: bool) -> DatasetPrepar
     rejected: Counter[str] = Counter()
     for split in manifest.splits.values():
         rejected.update(split.rejections)
-    train, held_out = manifest.splits["train"], manifest.splits["held_out"]
+    train, held_out = manifest.splits[TRAIN], manifest.splits[HELD_OUT]
     return DatasetPrepared(
         location=location,
         content_hash=manifest.content_hash,
