@@ -16,7 +16,7 @@ from tide_core.contracts.states import Phase
 from tide_core.data.dataset_preparation import BATCH_ROWS, RowBatch, serial_map
 from tide_core.data.shards import PreparedDataset
 from tide_core.data.sources import SourceRow
-from workers.main import phase_function, run_phase, say
+from workers.main import deliver_last, phase_function, run_phase
 from workers.preparation.driver import prepare_for_job, ray_map
 from workers.preparation.location import open_prepared
 from workers.reporting.fake_control import FakeControlPlane
@@ -162,7 +162,7 @@ def test_many_batches_go_over_ray(
         for name, value in control.environment.items():
             monkeypatch.setenv(name, value)
         last_word = run_phase(brief, phase_function(Phase.PREPARE))
-        say(last_word)
+        deliver_last(last_word)
         assert isinstance(last_word, Finished)
         report = control.of_type(DatasetPrepared)[0]
         assert control.bodies[-1] == last_word
