@@ -26,6 +26,8 @@ from tide_core.contracts.reporting import AttemptBrief
 from tide_core.contracts.scores import Layout, ScoreRequest, Want
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
+from tide_core.data.prepare import BATCH_ROWS, RowBatch
+from tide_core.data.sources import Row
 from workers.evaluation.driver import run_evaluation
 from workers.preparation.driver import ray_map
 from workers.scores.serve_transport import ServeTransport
@@ -296,7 +298,9 @@ class TestPurposes:
 
             return ray.get_runtime_context().get_node_labels().get("tide.dev/purpose")
 
-        found = list(ray_map(where, [1, 2, 3, 4], node_labels=self.LABELS))  # type: ignore[list-item]
+        row = Row(0, 0, {"prompt": "Say 1", "response": "1"})
+        batches = [RowBatch(number, "train", [row] * BATCH_ROWS) for number in range(4)]
+        found = list(ray_map(where, batches, node_labels=self.LABELS))
         assert found == ["teacher"] * 4
 
     def test_evaluation(self, tmp_path: Path) -> None:
