@@ -232,7 +232,7 @@ def _swap_in(partial: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        # Somebody was first, or an older version lies there: the newer copy wins.
+        # Another process was faster, or an older version is there: the newer copy wins.
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
         with suppress(FileNotFoundError):
             target.rename(old / "replaced")

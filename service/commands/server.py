@@ -1,7 +1,7 @@
 """`tide up`, `tide serve`, `tide down`: the control plane as a process.
 
 `up` is the embedded default: a Ray head of its own, the control plane and the page. `serve` is the control
-plane alone, next to a cluster that somebody else runs.
+plane alone, beside a Ray cluster that runs already.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _run_embedded(settings: Settings, lock: InstanceLock, stream: TextIO) -> Non
             _announce(bound, lock, head)
             asyncio.run(_serve(bound, listener, head))
         finally:
-            with _uninterrupted():
+            with _ignore_interrupts():
                 typer.echo("Ending Tide ...")
                 if head is not None:
                     head.stop()
@@ -228,9 +228,9 @@ def _check_exposure(settings: Settings) -> None:
         return
     if not settings.allow_unauthenticated:
         raise InvalidInputError(
-            f"With authentication=off whoever reaches {settings.host}:{settings.port} could post, read and "
-            "cancel jobs. Set TIDE_AUTHENTICATION=tokens (`tide tokens create` makes one), listen on "
-            "127.0.0.1, or, where something else keeps strangers away, set TIDE_ALLOW_UNAUTHENTICATED=true.",
+            f"With authentication=off everyone who can connect to {settings.host}:{settings.port} could post, "
+            "read and cancel jobs. Set TIDE_AUTHENTICATION=tokens (`tide tokens create` makes one), listen on "
+            "127.0.0.1, or, if a proxy or firewall protects the port, set TIDE_ALLOW_UNAUTHENTICATED=true.",
             code="authentication_off",
             param="authentication",
         )
@@ -267,7 +267,7 @@ def _announce(settings: Settings, lock: InstanceLock, head: _Head | None) -> Non
 
 
 def _become_parent_of_orphans() -> None:
-    """Let orphans of the head come to us: in a container nobody else would bury them."""
+    """Adopt orphans of the head: in a container no other process would wait for them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -294,7 +294,7 @@ def _terminated_early() -> Iterator[None]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     """Finish what must be finished, however often Ctrl-C is pressed."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]

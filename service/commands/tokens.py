@@ -100,7 +100,7 @@ def list_tokens(
 
         async def read(database: Database) -> list[dict[str, Any]]:
             async with database.read() as session:
-                return [_described(row) for row in await repository.all_tokens(session)]
+                return [_describe(row) for row in await repository.all_tokens(session)]
 
         tokens = _with_database(read, config, database_url, data_dir)
         if output is Output.JSON:
@@ -187,7 +187,7 @@ def _with_database(
         ) from None
 
 
-def _described(row: ClientTokenRow) -> dict[str, Any]:
+def _describe(row: ClientTokenRow) -> dict[str, Any]:
     from service.clock import utc_now
 
     moments = ("created_at", "last_used_at", "expires_at", "revoked_at")

@@ -242,7 +242,7 @@ def test_only_what_must_talk_talks(renders: dict[str, list[Manifest]]) -> None:
         if (source in OURS or target in OURS) and source != "neighbour"
         if allowed(renders["kind-cpu"], source, target, port)
     }
-    # A neighbour and a stranger take what nobody forbids them on their own side: nothing of ours is open.
+    # Pods outside the release receive what their own side allows. No pod of the release is open to them.
     assert found == MAY_TALK
 
 

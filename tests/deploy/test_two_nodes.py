@@ -144,7 +144,7 @@ def test_a_job_survives_the_node_that_trains_and_teaches(
     job_id = post(release, spec | {"seed": number})
     await_true(lambda: works(worker, "ray::RayTrainWorker"), "the node trains", 200)
     await_true(lambda: release.get(f"/v1/jobs/{job_id}/checkpoints")["data"], "there is a checkpoint", 100)
-    if end == "cut off":  # by a power cut: nobody hears the connections close
+    if end == "cut off":  # by a power cut: no peer sees the connections close
         release.network.unplug(worker.name)
     if end == "taken away":  # a spot machine: its owner says so before
         release.announce_end(worker)

@@ -1,4 +1,4 @@
-"""A coverage report as a worker sends it, for tests of whoever receives it."""
+"""A coverage report as a worker sends it, for tests of its receivers."""
 
 from tide_core.contracts.reporting import Coverage
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tide_core.data.prepare import BATCH_ROWS, RowBatch
 
 from service.clock import utc_now
 from service.orchestrator import pools
@@ -26,7 +27,6 @@ from tide_core.contracts.reporting import AttemptBrief
 from tide_core.contracts.scores import Layout, ScoreRequest, Want
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
-from tide_core.data.prepare import BATCH_ROWS, RowBatch
 from tide_core.data.sources import Row
 from workers.evaluation.driver import run_evaluation
 from workers.preparation.driver import ray_map
@@ -43,7 +43,7 @@ import time
 from workers.teachers import app, engine
 
 
-class SlowTeacher(app.Teacher):
+class SlowTeacher(app.TeacherReplica):
     def __init__(self, pool):
         quick = engine.score_samples
 
@@ -64,7 +64,7 @@ class SlowTeacher(app.Teacher):
 
 
 def build(args):
-    app.Teacher = SlowTeacher
+    app.TeacherReplica = SlowTeacher
     return app.build(args)
 """
 WARM_SECONDS = 60.0

@@ -181,7 +181,7 @@ class _Denoiser:
 
     def _predict(self, span: slice) -> tuple[Int[Tensor, "batch block"], Float32[Tensor, "batch block"]]:
         is_masked = self.canvas.is_masked[:, span]
-        hidden = self._hidden(span)
+        hidden = self._read_hidden(span)
         batch_row = is_masked.nonzero()[:, 0]
         conditional = hidden[: len(is_masked)][is_masked]
         unconditional = hidden[len(is_masked) :][is_masked] if self.settings.guidance else None
@@ -206,7 +206,7 @@ class _Denoiser:
             is_masked, confidence
         )
 
-    def _hidden(self, span: slice) -> Float[Tensor, "rows block hidden"]:
+    def _read_hidden(self, span: slice) -> Float[Tensor, "rows block hidden"]:
         """Hidden states of a block; with guidance the unconditional rows follow the conditional ones."""
         canvas = self.canvas
         begin = self.cache.length if self.cache is not None else 0

@@ -65,7 +65,7 @@ def tidal_lambda(
         case "timestep":
             return lambda_max * (1.0 - t)
         case _:
-            raise _unknown("axes", axes, get_args(Axes))
+            raise _refuse_choice("axes", axes, get_args(Axes))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def timestep_weight(t: Float[Tensor, " batch"], kind: TimestepWeight) -> Float[T
         case "midrange":
             return torch.exp(-((t - MIDRANGE_CENTRE) ** 2) / (2 * MIDRANGE_WIDTH**2))
         case _:
-            raise _unknown("kind", kind, get_args(TimestepWeight))
+            raise _refuse_choice("kind", kind, get_args(TimestepWeight))
 
 
 def _growth(progress: float, growth: Growth) -> float:
@@ -141,7 +141,7 @@ def _growth(progress: float, growth: Growth) -> float:
         case "linear":
             return progress
         case _:
-            raise _unknown("growth", growth, get_args(Growth))
+            raise _refuse_choice("growth", growth, get_args(Growth))
 
 
 def _require_unit(name: str, value: float) -> None:
@@ -154,5 +154,5 @@ def _require_unit_tensor(name: str, value: Tensor) -> None:
         raise InvalidInputError(f"every element of {name} must lie in [0, 1]", param=name)
 
 
-def _unknown(name: str, value: object, known: tuple[object, ...]) -> InvalidInputError:
+def _refuse_choice(name: str, value: object, known: tuple[object, ...]) -> InvalidInputError:
     return InvalidInputError(f"unknown {name} {value!r}; choose one of {list(known)}", param=name)

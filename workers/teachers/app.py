@@ -35,7 +35,7 @@ def build(args: dict[str, Any]) -> Application:
     pool = TEACHERS.unpack(args)
     return make_application(
         TEACHERS,
-        Teacher,
+        TeacherReplica,
         pool.model_dump(mode="json"),
         replicas=pool.replicas,
         cpus=pool.cpus_per_replica,
@@ -43,7 +43,7 @@ def build(args: dict[str, Any]) -> Application:
     )
 
 
-class Teacher:
+class TeacherReplica:
     """One replica: loads its weights, attests itself, then answers score requests of all jobs.
 
     Args:

@@ -94,7 +94,7 @@ def judge(
         AttestationError: ``teacher_not_finite``, ``teacher_flat``, ``teacher_collapsed``, ``teacher_drift``.
     """
     log_probs = _log_probs(responses)
-    hidden = _hidden(responses)
+    hidden = _join_hidden(responses)
     if not (np.isfinite(log_probs).all() and np.isfinite(hidden).all()):
         raise AttestationError(
             "The answers to the golden prompts hold a NaN or an infinity.", code="teacher_not_finite"
@@ -207,6 +207,6 @@ def _log_probs(responses: Sequence[ScoreResponse]) -> npt.NDArray[np.float32]:
     return np.concatenate([each.array for each in responses if each.array.ndim == 1]).astype(np.float32)
 
 
-def _hidden(responses: Sequence[ScoreResponse]) -> npt.NDArray[np.float32]:
+def _join_hidden(responses: Sequence[ScoreResponse]) -> npt.NDArray[np.float32]:
     bits = np.concatenate([each.array for each in responses if each.array.ndim == 2])
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -86,7 +86,7 @@ class Network:
         return namespace
 
     def unplug(self, pod: str) -> None:
-        """Cut the pod off: from now on nobody hears from it, not even that its connections closed."""
+        """Cut the pod off: no packet leaves it, so its peers do not see that its connections closed."""
         _ip(f"-n {self._name('switch')} link del p{self._addresses[pod].rsplit('.', 1)[1]}")
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def test_a_pool_is_built_with_the_settings_of_its_kind(monkeypatch: pytest.Monke
     monkeypatch.setattr(serve, "deployment", Recorded)
     built: Any = app.build(TEACHERS.pack(POOL, "/storage"))
     replica, settings, arguments = built
-    assert (replica, arguments) == (app.Teacher, (POOL.model_dump(mode="json"),))
+    assert (replica, arguments) == (app.TeacherReplica, (POOL.model_dump(mode="json"),))
     assert settings == {
         "name": "teacher",
         "num_replicas": 3,

@@ -300,7 +300,7 @@ def test_a_replica_holds_hidden_states_alone(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(app, "hold_answer", hold)
     monkeypatch.setattr(app, "require_nixl", lambda place: None)
-    teacher = object.__new__(app.Teacher)
+    teacher = object.__new__(app.TeacherReplica)
     teacher._engine = Engine()  # type: ignore[assignment]
     answer = asyncio.run(teacher.score(request(), True))
     assert isinstance(answer, HeldAnswer)
@@ -318,7 +318,7 @@ def test_a_replica_holds_hidden_states_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_replica_without_nixl_answers_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nixl", None)
-    teacher = object.__new__(app.Teacher)
+    teacher = object.__new__(app.TeacherReplica)
     teacher._engine = Engine()  # type: ignore[assignment]
     answer = asyncio.run(teacher.score(request(), True))
     assert isinstance(answer, InvalidInputError)

@@ -16,7 +16,7 @@ from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.scores import Layout, ScoreRequest, ScoreResponse, Want
 from tide_core.contracts.teacher import TEACHER_DEPLOYMENT, TeacherLease, TeacherPool
 from workers.scores.serve_transport import ServeTransport
-from workers.teachers.app import Teacher
+from workers.teachers.app import TeacherReplica
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 needs_nixl = pytest.mark.skipif(find_spec("nixl") is None, reason="no nixl here: pip install '.[nixl]'")
@@ -195,7 +195,7 @@ class QuickEngine:
         return ScoreResponse(states if is_held else states.view(torch.uint16).numpy(), "f", "t")
 
 
-class QuickTeacher(Teacher):
+class QuickTeacher(TeacherReplica):
     def __init__(self) -> None:
         self._engine: Any = QuickEngine()
 
