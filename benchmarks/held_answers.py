@@ -39,7 +39,7 @@ class ReadyEngine:
         return ScoreResponse(values, FINGERPRINT, FINGERPRINT)
 
 
-class ReadyTeacher(app.Teacher):
+class ReadyTeacher(app.TeacherReplica):
     """The product's replica around it."""
 
     def __init__(self, rows: int) -> None:

@@ -66,7 +66,7 @@ class PacedModel:
         return states
 
 
-class PacedTeacher(app.Teacher):
+class PacedTeacher(app.TeacherReplica):
     """The product's replica around a paced model, without weights to load or golden answers to check."""
 
     def __init__(self, seconds_per_token: float, max_batch_tokens: int) -> None:

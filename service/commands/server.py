@@ -228,9 +228,10 @@ def _check_exposure(settings: Settings) -> None:
         return
     if not settings.allow_unauthenticated:
         raise InvalidInputError(
-            f"With authentication=off everyone who can connect to {settings.host}:{settings.port} could post, "
-            "read and cancel jobs. Set TIDE_AUTHENTICATION=tokens (`tide tokens create` makes one), listen on "
-            "127.0.0.1, or, if a proxy or firewall protects the port, set TIDE_ALLOW_UNAUTHENTICATED=true.",
+            f"With authentication=off everyone who can connect to {settings.host}:{settings.port} could "
+            "post, read and cancel jobs. Set TIDE_AUTHENTICATION=tokens (`tide tokens create` makes one), "
+            "listen on 127.0.0.1, or, if a proxy or firewall protects the port, set "
+            "TIDE_ALLOW_UNAUTHENTICATED=true.",
             code="authentication_off",
             param="authentication",
         )
