@@ -14,16 +14,16 @@ TARGET = Path(__file__).parent.parent / "docs" / "job-spec.md"
 _INTRODUCTION = """\
 # The job spec
 
-What `POST /v1/jobs` takes. This page is generated from the schema by `python -m tools`.
+This page lists what `POST /v1/jobs` accepts. It is generated from the schema by `python -m tools`.
 
-Unknown fields are refused. The job that comes back holds the resolved spec: every default below is written
-out in it, so that posting it again repeats the job.
+Unknown fields are refused. The answer holds the resolved spec, in which every default below is written out;
+to repeat a job, post its resolved spec again.
 """
 _VARIANTS = """\
 ## Named variants
 
 `objective` is a list of terms that are summed, or the name of a variant of the TIDE paper (arXiv 2604.26951).
-What a variant stands for depends on the pipeline.
+The terms of a variant depend on the pipeline.
 
 | variant | pipeline | terms | teacher context |
 | --- | --- | --- | --- |
@@ -31,7 +31,7 @@ What a variant stands for depends on the pipeline.
 
 
 def document() -> str:
-    """The page as it is to be."""
+    """The text of the page."""
     schema = JobSpec.model_json_schema()
     definitions: dict[str, Any] = schema["$defs"]
     sections = [_INTRODUCTION, _section("JobSpec", schema)]
