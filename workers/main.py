@@ -22,7 +22,7 @@ from tide_core.contracts.states import Phase
 from tide_core.tracing import ENV_TRACEPARENT, ENV_TRACING_ENDPOINT, Attribute, Tracing
 from workers.cluster import WorkerLostError
 from workers.reporting.control import AttemptFencedError, ControlPlane
-from workers.reporting.opening import open_reporter
+from workers.reporting.trackers import open_reporter
 
 log = structlog.get_logger(__name__)
 

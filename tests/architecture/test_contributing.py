@@ -18,7 +18,7 @@ ADDITIONS = {
     "A metric of a process": ("service/observability/metrics.py", "REGISTRY"),
     "A REST resource": ("service/app.py", "create_app"),
     "A setting": ("service/settings.py", "Settings"),
-    "A reporter (a tracker)": ("workers/reporting/opening.py", "TRACKERS"),
+    "A reporter (a tracker)": ("workers/reporting/trackers.py", "TRACKERS"),
     "A Serve application": ("tide_core/contracts/serving.py", "APPLICATION_KINDS"),
 }
 """Heading -> the module that every addition of this kind touches, and the name in it."""

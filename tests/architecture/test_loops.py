@@ -14,7 +14,7 @@ LOOPS = {
     "pool-keeper": "service/orchestrator/pool_keeper.py",
     "engine": "workers/teachers/engine.py",
     "prefetcher": "tide_core/scoring/prefetcher.py",
-    "reporter": "workers/reporting/client.py",
+    "reporter": "workers/reporting/http_reporter.py",
 }
 HEADINGS = ["What it does", "What it locks", "Invariant", "Failures"]
 

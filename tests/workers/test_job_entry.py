@@ -19,9 +19,9 @@ from tide_core.contracts.reporting import AttemptBrief, Failed, Finished, Note
 from tide_core.contracts.states import Phase
 from workers import main as entry
 from workers.cluster import NODE_DIED, NodeLostError, WorkerLostError, lost_worker, own_error
-from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.fake_control import FakeControlPlane
+from workers.reporting.http_reporter import HttpReporter
 
 
 @pytest.fixture

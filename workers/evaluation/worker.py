@@ -27,8 +27,8 @@ from tide_core.training.precision import autocast_dtype
 from workers.cluster import worker_threads
 from workers.evaluation.report import build_report, training_facts, write_report
 from workers.preparation.location import open_prepared
-from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import ProgressMeter, Reporter
+from workers.reporting.trackers import open_reporter
 from workers.scores.opening import open_transport
 from workers.storage import materialise_model
 

@@ -33,8 +33,8 @@ from tide_core.data.row_preparation import PairRecipe, pair_recipe
 from tide_core.data.shards import HELD_OUT, MANIFEST_FILE, TRAIN, Manifest, PreparedDataset
 from workers.preparation.location import open_prepared
 from workers.preparation.student_tokenizer import fetch_student_tokenizer
-from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import Reporter
+from workers.reporting.trackers import open_reporter
 from workers.storage import exists, local_path, materialise_tokenizer, publish_folder
 
 IN_FLIGHT = 16

@@ -20,7 +20,7 @@ from workers.cluster import (
     worker_threads,
 )
 from workers.reporting.control import ControlPlane
-from workers.reporting.opening import open_reporter
+from workers.reporting.trackers import open_reporter
 from workers.student.initial import build_initial_student
 
 TrainFunction = Callable[[dict[str, str]], dict[str, Any] | None]

@@ -33,8 +33,8 @@ from tide_core.training.precision import autocast_dtype
 from tide_core.training.sharding import gather_student, shard
 from workers.cluster import worker_threads
 from workers.preparation.location import open_prepared
-from workers.reporting.opening import open_reporter
 from workers.reporting.reporter import Reporter
+from workers.reporting.trackers import open_reporter
 from workers.scores.opening import open_transport
 from workers.storage import materialise_model
 from workers.student.checkpoint import CheckpointStore

@@ -46,6 +46,8 @@ def build(args: dict[str, Any]) -> Application:
 class TeacherReplica:
     """One replica: loads its weights, attests itself, then answers score requests of all jobs.
 
+    Serve keeps this class of a running pool by its name, so the name must not change.
+
     Args:
         pool: fields of the :class:`TeacherPool` that the replica belongs to.
 
@@ -54,7 +56,7 @@ class TeacherReplica:
     """
 
     def __init__(self, pool: dict[str, Any]) -> None:
-        from workers.reporting.metrics import RaySink
+        from workers.reporting.ray_metrics import RaySink
         from workers.teachers.attestation import Attestor, golden_requests
         from workers.teachers.loading import load_for_serving
         from workers.teachers.metering import MeteredRecorder, TeacherMeter

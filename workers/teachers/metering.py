@@ -13,7 +13,7 @@ import torch
 
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
 from tide_core.queueing.fair_queue import Entry
-from workers.reporting.metrics import MetricSink
+from workers.reporting.ray_metrics import MetricSink
 from workers.teachers.attestation import PROBE_JOB
 from workers.teachers.statistics import EngineStatistics, StatisticsRecorder
 

@@ -53,6 +53,12 @@ def test_a_lease_names_the_deployment_that_is_built() -> None:
     assert TeacherLease(application="teacher-1").deployment == TEACHERS.deployment
 
 
+def test_what_running_pools_have_pickled_is_found_again() -> None:
+    # Serve starts a further replica of a running pool from what the version before has pickled by name.
+    assert f"{app.Teacher.__module__}.{app.Teacher.__qualname__}" == "workers.teachers.app.Teacher"
+    assert list(inspect.signature(app.Teacher).parameters) == ["pool"]
+
+
 class Recorded:
     """Takes the place of Serve's deployment."""
 

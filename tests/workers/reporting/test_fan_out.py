@@ -13,9 +13,9 @@ from tide_core.contracts.reporting import AnyReport, AttemptBrief, Metrics, Note
 from tide_core.contracts.states import Phase
 from workers.reporting.fake_control import FakeControlPlane
 from workers.reporting.fan_out import FanOutReporter
-from workers.reporting.opening import open_reporter
 from workers.reporting.recording import RecordingReporter
 from workers.reporting.reporter import Reporter
+from workers.reporting.trackers import open_reporter
 
 REPORTS: list[AnyReport] = [Metrics(step=1, values={"loss": 1.0}), Note(code="seen", message="working")]
 

@@ -17,8 +17,8 @@ from tide_core.contracts.job import DataSource, DataSpec, JobSpec, StudentSpec, 
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.reporting import AttemptBrief, Metrics, Progress
 from tide_core.contracts.states import Phase
-from workers.reporting.client import HttpReporter, spool_path
 from workers.reporting.control import AttemptFencedError, ControlPlane, ControlUnreachableError
+from workers.reporting.http_reporter import HttpReporter, spool_path
 from workers.reporting.recording import RecordingReporter
 from workers.reporting.reporter import ProgressMeter
 

@@ -11,7 +11,7 @@ from tide_core.contracts.metrics import TEACHER_METRICS
 from tide_core.contracts.scores import ScoreRequest
 from tide_core.models.decoder import Decoder
 from tide_core.queueing.fair_queue import FairQueue
-from workers.reporting.metrics import MemorySink
+from workers.reporting.ray_metrics import MemorySink
 from workers.teachers.attestation import PROBE_JOB
 from workers.teachers.engine import EngineSettings, TeacherEngine
 from workers.teachers.metering import WINDOW_SECONDS, MeteredRecorder, TeacherMeter, memory_in_use

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from tide_core.contracts.reporting import AttemptBrief
-from workers.reporting.client import HttpReporter
 from workers.reporting.control import ControlPlane
 from workers.reporting.fan_out import FanOutReporter
+from workers.reporting.http_reporter import HttpReporter
 from workers.reporting.reporter import Reporter
 
 log = structlog.get_logger(__name__)
