@@ -367,6 +367,50 @@ MUTANTS = [
         ("(code[row, key] == code[row, query])", "(code[row, key] == code[row, key])"),
         ('device.type == "cuda" and kept >= BLOCK_MASK_FROM', "kept >= BLOCK_MASK_FROM"),
     ),
+    *_mutants(
+        "evaluation/noise",
+        "evaluation/test_held_out.py",
+        ("(np.arange(self.count) + offset)", "(np.arange(self.count) + 0.5)"),
+        ("float(self.schedule.weight(float(t))) / self.count", "float(self.schedule.weight(float(t)))"),
+        ("sample.student_chunk_ids if by_chunk else None", "None"),
+        ("t * 0.0 + self.schedule.alpha(self.t)", "t * 0.0 + self.schedule.alpha(0.5)"),
+    ),
+    *_mutants(
+        "evaluation/comparisons",
+        "evaluation/test_held_out.py",
+        ("teacher.exp() * (teacher - student)", "student.exp() * (teacher - student)"),
+        ("student.exp() * (student - teacher)", "teacher.exp() * (student - teacher)"),
+        ("student_head[:shared_vocab]", "student_head"),
+        ("logits.argmax(dim=1) == target_ids[rows]", "logits.argmin(dim=1) == target_ids[rows]"),
+        ("log_rest_p.exp() * (log_rest_p - log_rest_q)", "log_rest_q.exp() * (log_rest_p - log_rest_q)"),
+    ),
+    *_mutants(
+        "evaluation/tally",
+        "evaluation/test_held_out.py",
+        ("if total > 0:", "if True:"),
+        ("self.columns.get(column, np.zeros(self.sequences)) + sums", "sums"),
+        ("Ratio(Column.CONTENT_NLL, Column.CONTENT_BYTES)", "Ratio(Column.NLL, Column.CONTENT_BYTES)"),
+    ),
+    *_mutants(
+        "evaluation/passes",
+        "evaluation/test_held_out.py",
+        ("-_to_doubles(readout.log_probs) * batch.weight", "-_to_doubles(readout.log_probs)"),
+        ("_to_doubles(readout.is_hit)[content]", "_to_doubles(~readout.is_hit)[content]"),
+    ),
+    *_mutants(
+        "evaluation/exact_match",
+        "evaluation/test_exact_match.py",
+        ("answer.strip() == task.reference.strip()", "answer == task.reference"),
+        ("if len(tasks) == spec.limit:", "if False:"),
+    ),
+    *_mutants(
+        "evaluation/teacher_sampling",
+        "evaluation/test_exact_match.py",
+        ("logits[:, mask_token_id] = -torch.inf", "pass"),
+        ("or number == surest", "or number == 0"),
+        ("width = block_size - length % block_size", "width = block_size"),
+        ("kept = list(tokens[:limit])", "kept = list(tokens)"),
+    ),
 ]
 
 

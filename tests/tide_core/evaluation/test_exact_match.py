@@ -35,14 +35,17 @@ class Oracle:
         rows = []
         for begin, end in zip(request.offsets[:-1], request.offsets[1:], strict=True):
             for position in np.flatnonzero(request.groups[begin:end]):
-                hidden = torch.zeros(VOCAB)
-                hidden[EOS if position >= 13 else position % 5] = 0.5 if position % 3 == 0 else 20.0
-                hidden[MASK] = 40.0  # never to be chosen
-                rows.append(hidden)
+                rows.append(self.hidden_at(int(position)))
         values = torch.stack(rows).bfloat16().view(torch.int16).numpy().view(np.uint16)
         future: Future[ScoreResponse] = Future()
         future.set_result(ScoreResponse(values, "f", "t"))
         return future
+
+    def hidden_at(self, position: int) -> torch.Tensor:
+        hidden = torch.zeros(VOCAB)
+        hidden[EOS if position >= 13 else position % 5] = 0.5 if position % 3 == 0 else 20.0
+        hidden[MASK] = 40.0  # never to be chosen
+        return hidden
 
     def describe(self) -> TeacherDescription:
         raise AssertionError("not asked")
@@ -80,6 +83,22 @@ def test_what_is_fixed_is_shown_and_stays() -> None:
     shown = second.token_ids[second.groups == 0]
     assert shown[:2].tolist() == [7, 7]
     assert all(second.token_ids[p] == p % 5 for p in np.flatnonzero(second.groups == 0)[2:])
+
+
+class Unsure(Oracle):
+    """Never sure enough, and surer the later the position."""
+
+    def hidden_at(self, position: int) -> torch.Tensor:
+        hidden = torch.zeros(VOCAB)
+        hidden[position % 5] = 0.1 * position
+        return hidden
+
+
+def test_where_none_is_sure_the_surest_is_fixed() -> None:
+    oracle = Unsure()
+    sampled(oracle, [[7] * 4], 4)
+    masked = [np.flatnonzero(request.groups).tolist() for request in oracle.requests]
+    assert masked == [[4, 5, 6, 7], [4, 5, 6], [4, 5], [4]]
 
 
 def test_the_limit_cuts_inside_a_block() -> None:

@@ -188,7 +188,7 @@ def test_one_trainer_and_two_give_the_same_losses(control: FakeControlPlane, wor
         # Adam hardly notices a gradient that is twice too small; its norm tells.
         assert norms[name] == pytest.approx(norms["w1"], rel=1e-3)
         assert probes[name] == pytest.approx(probes["w1"], rel=1e-4)
-        _export_loads(Path(workplace.brief(name, workers=2).folder))
+        _export_loads(Path(workplace.brief(name, workers=2).folder.root))
 
 
 def _export_loads(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_evaluation_of_a_trained_student(control: FakeControlPlane, workplac
     last_word = run(control, brief)
     assert isinstance(last_word, Finished), last_word
     report = last_word.result
-    assert json.loads((Path(brief.folder) / "report.json").read_text()) == report
+    assert json.loads(Path(brief.folder.report).read_text()) == report
     assert set(report["models"]) == {"start", "student", "teacher"}
     start, student = report["models"]["start"], report["models"]["student"]
     assert student["nelbo_per_token"] < start["nelbo_per_token"], (
