@@ -57,7 +57,8 @@ check: lint types imports  ## style, types and import contracts
 # Those alone are collected in the second run: reading all the others takes a quarter of a minute.
 RAY_TESTS = $(shell grep -rl 'mark\.ray' tests --include='test_*.py' | sort)
 
-test: check test-tools  ## everything that CI runs
+test: install  ## everything that CI runs
+	$(MAKE) --no-print-directory --jobs 2 lint types imports test-tools  # mypy runs while the tools are fetched
 	$(BIN)/pytest -m "not ray and not soak" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 	$(BIN)/pytest -m "ray and not soak" $(RAY_TESTS) $(PYTEST_FLAGS)
 

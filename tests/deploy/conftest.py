@@ -13,6 +13,7 @@ import yaml
 
 from tests.support.deploy.api_server import PROGRAMS, ApiServer, Nodes
 from tests.support.deploy.installer import Installer
+from tests.support.deploy.manifests import MATRIX
 from tests.support.deploy.old_kubernetes import definition
 from tests.support.fetching import CRDS, fetch_helm
 from tests.support.skips import require
@@ -63,6 +64,12 @@ def render(run_helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
         return [document for document in yaml.safe_load_all(result.stdout) if document]
 
     return rendered
+
+
+@pytest.fixture(scope="session")
+def renders(render: Render) -> dict[str, list[Manifest]]:
+    """Every render of the matrix, made once."""
+    return {name: render(profile, sets) for name, (profile, sets) in MATRIX.items()}
 
 
 @pytest.fixture(scope="module")

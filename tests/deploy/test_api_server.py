@@ -29,12 +29,6 @@ NOT_AS_WRITTEN = {
 
 
 @pytest.fixture(scope="module")
-def renders(render: Any) -> dict[str, list[Manifest]]:
-    """Every render of the matrix, as the chart writes it."""
-    return {name: render(profile, sets) for name, (profile, sets) in MATRIX.items()}
-
-
-@pytest.fixture(scope="module")
 def namespace(server: ApiServer, renders: dict[str, list[Manifest]]) -> str:
     """The namespace of the renders, with their accounts, which pods need to be admitted."""
     make_namespace(server, "tide")

@@ -34,12 +34,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Render = Callable[..., list[Manifest]]
 
 
-@pytest.fixture(scope="session")
-def renders(render: Render) -> dict[str, list[Manifest]]:
-    """Every render of the matrix, made once."""
-    return {name: render(profile, sets) for name, (profile, sets) in MATRIX.items()}
-
-
 @pytest.mark.parametrize("profile", [None, "kind-cpu", "single-node-8-gpu", "large-cluster"])
 def test_lint_is_strict(run_helm: Run, profile: str | None) -> None:
     values = [] if profile is None else ["--values", str(CHART / "profiles" / f"{profile}.yaml")]

@@ -14,12 +14,6 @@ Render = Callable[..., list[Manifest]]
 Labels = dict[str, str]
 
 
-@pytest.fixture(scope="session")
-def renders(render: Render) -> dict[str, list[Manifest]]:
-    """Every render of the matrix, made once."""
-    return {name: render(profile, sets) for name, (profile, sets) in MATRIX.items()}
-
-
 def _violations(manifest: Manifest) -> Iterator[str]:
     if manifest["kind"] in ("Secret", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"):
         yield f"{manifest['kind']} is in the chart"

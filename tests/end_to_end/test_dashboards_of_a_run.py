@@ -163,6 +163,10 @@ def test_one_trace_spans_the_job(watched: Watched) -> None:
 def test_the_jobs_series_have_ended(watched: Watched) -> None:
     text = httpx.get(f"{watched.service.url}/metrics", timeout=20).text
     assert watched.job_id not in text
+
+
+@pytest.mark.soak  # a minute of waiting; tests/workers/teachers/test_metering.py holds the same without Ray
+def test_the_jobs_series_in_ray_have_ended(watched: Watched) -> None:
     deadline = time.monotonic() + 90  # a job's share is taken over a minute
     while time.monotonic() < deadline:
         text = httpx.get(f"http://127.0.0.1:{watched.ray_port}/metrics", timeout=20, trust_env=False).text
