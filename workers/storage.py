@@ -200,7 +200,7 @@ def _download_hub(name: str, revision: str | None, patterns: tuple[str, ...], ca
         ) from error
     except (OSError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
-            f"{name} is not a folder here, and the Hugging Face hub could not be asked for it: {error}",
+            f"{name} is not a folder here, and fetching it from the Hugging Face hub failed: {error}",
             code="download_failed",
             param="model",
         ) from error

@@ -89,7 +89,8 @@ def _check_files(files: list[Path], source: DataSource, where: str) -> None:
     for path in files:
         if source.format == "auto" and _suffix(path) not in _SUFFIXES:
             raise DataError(
-                f"The format of {path} cannot be told by its name. Set 'format' to jsonl, json or parquet.",
+                f"The format of {path} cannot be recognised from its name. Set 'format' to jsonl, json or "
+                "parquet.",
                 code="unknown_format",
                 param=where,
             )

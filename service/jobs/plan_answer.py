@@ -1,4 +1,8 @@
-"""What a job would take: the spec checked as a posted one, the models' sizes from wherever they stand."""
+"""The answer to a plan request.
+
+In: a spec that is not posted yet, and a cluster. Out: its capacity plan; nothing is stored. The spec is
+checked like a posted one, and the models' sizes come from the request, their folder, or the published ones.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,7 @@ def _config(model: str, given: dict[str, Any] | None, side: str) -> ModelConfig:
     if model in PUBLISHED:
         return ModelConfig(PUBLISHED[model], "published")
     raise InvalidInputError(
-        f"The sizes of {model!r} are not known here: it is no folder on the server, and none of "
+        f"Tide does not know the sizes of {model!r}: it is not a folder on the server, and not one of "
         f"{', '.join(PUBLISHED)}. Give the fields of its config.json as '{side}_config' "
         f"(tide plan --{side}-config FILE).",
         code="model_sizes_unknown",

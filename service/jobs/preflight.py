@@ -1,4 +1,6 @@
-"""What can be checked before a job is accepted: who posts nonsense learns it at once, and nothing is stored.
+"""What is checked before a job is accepted: a mistake is reported at once, and nothing is stored.
+
+In: a posted spec. Out: the resolved spec with absolute paths, or the first error with its field.
 
 In: a job spec as it was posted. Out: the resolved spec, or an error that names the field at fault.
 
@@ -154,7 +156,7 @@ def _pipeline(asked: str, student: _Side, teacher: _Side) -> Pipeline:
     if student.tokenizer is None or teacher.tokenizer is None:
         if asked == "auto":
             raise InvalidInputError(
-                "The pipeline can only be found out where both tokenizers lie on the server. Set 'pipeline' "
+                "The pipeline can only be detected where both tokenizers are on the server. Set 'pipeline' "
                 "to 'cross_tokenizer' or 'shared_tokenizer'.",
                 code="pipeline_unknown",
                 param="pipeline",

@@ -2,7 +2,7 @@
 
 The whole content of the weight files is hashed, not a sample: two checkpoints may differ in one tensor, or in
 a few numbers of it, and a fingerprint that missed it would let a student train on another teacher's answers.
-It costs one sequential read of files that are about to be read anyway (files are hashed in parallel, about 1
+It costs one sequential read of files that are read anyway (files are hashed in parallel, about 1
 GB/s each).
 """
 

@@ -396,8 +396,8 @@ def _check_attention(teacher: TeacherSpec) -> None:
     family = find_family(teacher.architecture)
     if family is not None and teacher.attention not in family.attention:
         raise InvalidInputError(
-            f"A teacher of the family {family.title} cannot see {teacher.attention!r}; it knows "
-            f"{', '.join(family.attention)}.",
+            f"Teachers of the family {family.title} do not support the attention {teacher.attention!r}; they "
+            f"support {', '.join(family.attention)}.",
             code="attention_not_supported",
             param="teacher.attention",
         )

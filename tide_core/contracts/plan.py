@@ -48,7 +48,7 @@ class DeviceKind(Contract):
 
 
 class DeviceGroup(Contract):
-    """So many devices of one kind."""
+    """A number of devices of one kind."""
 
     kind: KindName | DeviceKind
     """Name of a kind that the planner knows, or a description of another one."""
@@ -86,7 +86,7 @@ class PlanRequest(Contract):
     teacher_config: dict[str, Any] | None = None
     """The teacher's config.json, where its model is neither a folder on the server nor well known."""
     student_config: dict[str, Any] | None = None
-    """The student's config.json, likewise; a fresh student's stands in the spec."""
+    """The student's config.json, under the same condition; a fresh student's is in the spec."""
     simulate: bool = True
     """Also simulate the score path event by event, which finds waiting that averages hide."""
 
@@ -129,7 +129,7 @@ class ModelFacts(Contract):
 
 
 class NoiseExpectations(Contract):
-    """What the noise leaves to compute, in the mean over timesteps and masks."""
+    """What the noise leaves to compute, on average over timesteps and masks."""
 
     student_kept_tokens: float
     """Tokens of a sequence in the compact layout of noisy and clean blocks."""
@@ -159,13 +159,13 @@ class Simulated(Contract):
     steps: int
     seconds_per_step: float
     teacher_wait_ratio: float
-    """Share of the step in which a trainer stands waiting for the teacher."""
+    """Share of the step in which a trainer waits for the teacher."""
     teacher_busy_ratio: float
     """Share of the time in which a replica computes."""
 
 
 class Placement(Contract):
-    """So many trainers and teacher replicas, and how fast they would be."""
+    """A number of trainers and of teacher replicas, and how fast they would be."""
 
     trainers: int
     trainer_kind: str
@@ -181,7 +181,7 @@ class Placement(Contract):
     """Seconds a step in which the busiest link carries answers and questions."""
     seconds_per_step: float
     teacher_wait_ratio: float
-    """Share of the step in which a trainer stands waiting for the teacher, in the mean."""
+    """Share of the step in which a trainer waits for the teacher, on average."""
     limited_by: Literal["trainer", "teacher", "wire", "latency"]
     tokens_per_second: float
     """Student tokens, all trainers."""

@@ -4,7 +4,7 @@ A forward with a cache writes its own keys and values behind the prefix and atte
 through a
 view: nothing is copied or concatenated. Until ``advance`` is called the next forward overwrites what the last
     one
-wrote, which is what a denoising step wants: only finished blocks become part of the prefix.
+wrote, as a denoising step needs it: only finished blocks become part of the prefix.
 """
 
 from __future__ import annotations

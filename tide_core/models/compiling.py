@@ -19,7 +19,7 @@ def compile_layers(model: Decoder, backend: str | Callable[..., Any] = "inductor
 
     Args:
         model: changed in place.
-        backend: of `torch.compile`; the default wants a C++ compiler on a CPU and Triton on CUDA.
+        backend: of `torch.compile`; the default needs a C++ compiler on a CPU and Triton on CUDA.
     """
     for layer in model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)

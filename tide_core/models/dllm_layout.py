@@ -4,7 +4,7 @@ Weights and ``config.json`` are alike: the causal family's key names, and the ``
 ``architectures`` of a student. Fields of ours (``mask_token_id``, ``block_size``) stay in ``config.json``:
 transformers keeps what it does not know, also when the tools save the model again. What differs is the
 tokenizer: on loading, the tools declare ``<|mask|>`` to be the mask token, whatever the folder
-calls it, and add it behind the vocabulary where it is missing; and they want a named end or padding token.
+calls it, and add it behind the vocabulary where it is missing; and they need a named end or padding token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tide_core.contracts.errors import TokenizerError
 
 
 def fit_tokenizer(folder: str | os.PathLike[str], mask: SpecialToken, eos_token_ids: tuple[int, ...]) -> None:
-    """Name mask and end token in ``tokenizer_config.json`` as the dLLM tools want them, in place.
+    """Name mask and end token in ``tokenizer_config.json`` as the dLLM tools need them, in place.
 
     Args:
         folder: with the tokenizer's files.

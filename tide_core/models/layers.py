@@ -135,7 +135,7 @@ class Attention(nn.Module):
         query, key, value = heads.split((shape.heads, shape.kv_heads, shape.kv_heads), dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        # Under autocast the norms answer in float32; attention wants one dtype.
+        # Under autocast the norms answer in float32; attention needs one dtype.
         query = rotate(query, context.cosines, context.sines).to(value.dtype).transpose(1, 2)
         key = rotate(key, context.cosines, context.sines).to(value.dtype).transpose(1, 2)
         value = value.transpose(1, 2)

@@ -1,4 +1,7 @@
-"""A job's capacity plan: what it would take of a cluster, before anything is spent."""
+"""A job's capacity plan: what it would take of a cluster, before anything is spent.
+
+In: a resolved spec, the configs of both models, the cluster, and what the data looks like. Out: a ``Plan``.
+"""
 
 from __future__ import annotations
 
@@ -147,10 +150,10 @@ def _notes(step: Step, data: DataExpectations, chosen: Candidate, devices: int) 
     if chosen.trainers == hyper.global_batch_size and chosen.devices < devices:
         notes.append(
             f"{chosen.devices} of {devices} devices are used: with a global batch of "
-            f"{hyper.global_batch_size} no further trainer has anything to do."
+            f"{hyper.global_batch_size} more trainers would have no work."
         )
     if resources.sharding == "fsdp":
-        notes.append("Sharded students are planned by arithmetic that was not held against runs.")
+        notes.append("Sharded students are planned by arithmetic that was not compared with runs.")
     if hyper.compile:
         notes.append("hyperparameters.compile: planned as if layers ran eagerly, which is slower.")
     on_gpu = chosen.trainer.kind.is_accelerator

@@ -234,7 +234,7 @@ class TestForwards:
         assert parts.asked.trainer_memory.device_bytes < whole.asked.trainer_memory.device_bytes
         # What the exchange costs, the update of an eighth of the weights may win back, and little more.
         assert parts.asked.seconds_per_step >= 0.95 * whole.asked.seconds_per_step
-        assert any("not held against runs" in note for note in parts.notes)
+        assert any("not compared with runs" in note for note in parts.notes)
 
 
 class TestLengthOfTheRun:
