@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tide_core.data.prepare import BATCH_ROWS, RowBatch
 
 from service.clock import utc_now
 from service.orchestrator import pools
@@ -27,6 +26,7 @@ from tide_core.contracts.reporting import AttemptBrief
 from tide_core.contracts.scores import Layout, ScoreRequest, Want
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
+from tide_core.data.dataset_preparation import BATCH_ROWS, RowBatch
 from tide_core.data.sources import Row
 from workers.evaluation.driver import run_evaluation
 from workers.preparation.driver import ray_map
