@@ -1,4 +1,4 @@
-"""The dashboards as pictures, for who has no Grafana at hand: Prometheus' answers drawn with matplotlib.
+"""The dashboards as pictures, for places without a Grafana: Prometheus' answers drawn with matplotlib.
 
 `python -m tools.render_dashboards http://127.0.0.1:9090 --job JOB --minutes 15 --to folder` writes one PNG a
 dashboard. The panels, queries, units and thresholds are those of `dashboards.py`.

@@ -104,7 +104,7 @@ def _run_embedded(settings: Settings, lock: InstanceLock, stream: TextIO) -> Non
                 typer.echo("Ending Tide ...")
                 if head is not None:
                     head.stop()
-                    _bury_children()
+                    _reap_children()
     typer.echo("Tide has ended.")
 
 
@@ -273,7 +273,7 @@ def _become_parent_of_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _bury_children() -> None:
+def _reap_children() -> None:
     """Take note of every dead child, so that none stays as a zombie."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:

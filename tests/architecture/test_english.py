@@ -21,7 +21,9 @@ FOLDERS = (
     "tests",
 )
 ENDINGS = {".py", ".md", ".html", ".js", ".css", ".jinja", ".yaml", ".tpl", ".txt", ".ipynb"}
-RIDDLES = re.compile(r"(?<!['\"/-])\b(nobody|whoever|somebody|without a word)\b(?!['\"-])", re.IGNORECASE)
+RIDDLES = re.compile(
+    r"(?<!['\"/-])(\b|_)(nobody|whoever|somebody|without a word)(\b|_)(?!['\"-])", re.IGNORECASE
+)
 """Names in quotes and paths are no prose."""
 
 

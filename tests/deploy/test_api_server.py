@@ -24,7 +24,7 @@ NOT_AS_WRITTEN = {
     ("autoscaling/v2", "HorizontalPodAutoscaler"),  # asked as autoscaling/v2beta2
     ("networking.k8s.io/v1", "NetworkPolicy"),  # asked without ranges of ports
     ("v1", "Service"),  # asked with the default protocol spelt out
-    ("gateway.networking.k8s.io/v1", "HTTPRoute"),  # not asked: no definition at hand
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"),  # not asked: its definition is not there
 }
 
 

@@ -246,7 +246,7 @@ def test_the_dashboard_is_the_control_planes_alone(renders: dict[str, list[Manif
     assert reaching == {"control-plane"}
 
 
-def test_everybody_may_ask_for_names_and_nobody_reaches_the_metadata_service(
+def test_every_pod_may_ask_for_names_and_no_pod_reaches_the_metadata_service(
     renders: dict[str, list[Manifest]],
 ) -> None:
     for source in ("control-plane", "migration", "ray-head", "ray-worker"):

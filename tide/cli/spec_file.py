@@ -35,7 +35,7 @@ def read_spec(source: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `5e-5` as the number it is: YAML 1.1 wants a dot in it, and every person forgets that."""
+    """Reads `5e-5` as the number it is: YAML 1.1 needs a dot in it, which is easily forgotten."""
 
 
 _Loader.add_implicit_resolver(

@@ -164,7 +164,7 @@ class TeacherEngine:
                 ever.
 
         Raises:
-            FingerprintMismatchError: the request wants another teacher.
+            FingerprintMismatchError: the request names another teacher.
             InvalidInputError: ids outside the vocabulary, or a weight or block size that is not positive.
             RetryableScoreError: the queue is full, or the engine is quarantined or closed.
         """

@@ -308,7 +308,7 @@ async def test_an_attempt_that_was_given_up_is_fenced_off(worker: Worker, databa
     assert loss["steps"] == [1]
 
 
-async def test_a_token_issued_too_late_speaks_for_nobody(worker: Worker, database: Database) -> None:
+async def test_a_token_issued_too_late_is_refused(worker: Worker, database: Database) -> None:
     """A reconciler that lost its lead may still issue a token for the attempt that it knew."""
     async with database.write() as session:
         job = await repository.lock(session, worker.job_id)

@@ -131,7 +131,7 @@ async def test_the_next_attempt_ends_the_last_one_and_its_tokens(database: Datab
     assert identity.is_revoked
 
 
-def test_nobody_else_writes_a_jobs_state() -> None:
+def test_no_other_module_writes_a_jobs_state() -> None:
     """No assignment to `<something named job>.state` and no `update(JobRow)` outside the state machine."""
     root = Path(service.__file__).parent
     writers = set()

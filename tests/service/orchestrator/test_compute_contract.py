@@ -274,7 +274,7 @@ class TestRayAlone:
         assert (found, is_new) == (record, False)
 
 
-async def test_nobody_at_the_address() -> None:
+async def test_no_server_at_the_address() -> None:
     compute = RayCompute(f"http://127.0.0.1:{embedded_ray.find_free_port()}")
     with pytest.raises(ComputeUnavailableError):
         await compute.ping()

@@ -97,7 +97,7 @@ async def test_a_pool_without_a_lease_goes_to_nothing_after_the_delay_and_wakes(
     assert (await world.job(second)).state is JobState.RUNNING
 
 
-async def test_a_warm_pool_that_the_cluster_lost_is_not_started_for_nobody(world: World) -> None:
+async def test_a_warm_pool_that_the_cluster_lost_is_not_started_without_a_lease(world: World) -> None:
     settings(world, teacher_linger_seconds=LINGER)
     reconciler = world.new_reconciler()
     await cancelled(world, reconciler, await prepared_job(world, reconciler))

@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 PREDECESSORS = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 """API versions that came after 1.20 -> the ones with the same fields, as far as the chart uses them."""
 MISSING = ("gateway.networking.k8s.io/v1",)
-"""Definitions that are not at hand: such objects are left out."""
+"""Definitions that are missing: such objects are left out."""
 
 
 def definition(path: Path) -> Manifest:

@@ -72,7 +72,7 @@ def greet(context: typer.Context) -> None:
     typer.echo(f"hello {' '.join(context.args)}")
 
 
-def test_a_package_of_somebody_elses_adds_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_outside_the_repository_adds_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "entry_points", Installed(greet=f"{__name__}:greet"))
     assert invoke("greet", "you", "--help").output == "hello you --help\n"
     assert "Greet the words that follow." in invoke("--help").output

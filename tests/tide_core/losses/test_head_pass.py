@@ -99,7 +99,7 @@ def test_each_statistic_alone_equals_its_plain_form(number: int) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_statistic_that_nobody_differentiates_costs_no_gradient() -> None:
+def test_a_statistic_that_is_not_differentiated_costs_no_gradient() -> None:
     case = Case()
     values = statistics_of(case.hidden, case.head, case.statistics(), slice_size=SLICE)
     ours = torch.autograd.grad(values[0].sum(), (case.hidden, case.head))

@@ -146,7 +146,7 @@ def test_two_views_in_one_forward_equal_two_forwards(batch: tuple[Tensor, Tensor
 
 
 @given(batches(), st.sampled_from([1, 8]))
-def test_no_row_is_without_a_key_and_nobody_reads_padding(
+def test_every_row_has_a_key_and_no_row_reads_padding(
     batch: tuple[Tensor, Tensor, Tensor, int], multiple: int
 ) -> None:
     _, groups, lengths, block = batch
@@ -163,7 +163,7 @@ def test_no_row_is_without_a_key_and_nobody_reads_padding(
     assert compact_layout(groups > 0, lengths, block, pad_multiple=multiple).copy.shape[1] % multiple == 0
 
 
-def test_the_compact_layout_keeps_no_block_that_nobody_needs() -> None:
+def test_the_compact_layout_keeps_only_blocks_that_are_needed() -> None:
     # Blocks of 2: prompt 0-1, masked tokens in blocks 2 and 3, then an unmasked tail.
     is_masked = torch.zeros(1, 12, dtype=torch.bool)
     is_masked[0, [4, 7]] = True

@@ -66,7 +66,7 @@ def test_flex_attention_gives_the_hidden_states_of_sdpa(seed: int) -> None:
         torch.testing.assert_close(flex, dense, atol=1e-5, rtol=1e-4)
 
 
-def test_tiles_that_nobody_attends_to_are_skipped() -> None:
+def test_tiles_that_no_row_attends_to_are_skipped() -> None:
     """Of two copies of 512 tokens in blocks of 32, beside each other, less than half of the tiles remain."""
     layout = full_layout(torch.ones(1, 512, dtype=torch.bool), torch.tensor([512]), 32)
     assert layout.block_mask().sparsity() > 50

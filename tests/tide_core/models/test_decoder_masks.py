@@ -59,7 +59,7 @@ def test_flex_attention_block_masks_equal_boolean_masks(dense_config: Make) -> N
         close(model(ids, block_mask), model(ids, causal))
 
 
-def test_a_query_without_a_key_stays_finite_and_harms_nobody(dense_config: Make) -> None:
+def test_a_query_without_a_key_stays_finite_and_changes_no_other(dense_config: Make) -> None:
     model = DenseDecoder.from_config(dense_config())
     ids = torch.randint(0, 97, (2, 8))
     mask = torch.ones(2, 8, 8, dtype=torch.bool)

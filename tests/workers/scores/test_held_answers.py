@@ -53,7 +53,7 @@ def has_states(response: ScoreResponse) -> bool:
     return isinstance(response.values, torch.Tensor) and torch.equal(response.values, STATES)
 
 
-def test_a_shelf_lets_go_when_told_or_when_nobody_comes() -> None:
+def test_a_shelf_lets_go_when_told_or_when_no_client_comes() -> None:
     now = [0.0]
     shelf = AnswerShelf(lambda: now[0])
     shelf.hold("first", object(), seconds=10.0)

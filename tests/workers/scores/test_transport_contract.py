@@ -148,7 +148,7 @@ def test_the_answer_carries_four_bytes_or_one_hidden_state_a_masked_token(
 
 
 @pytest.mark.ray
-def test_a_replica_that_dies_is_replaced_under_the_askers_feet(
+def test_a_replica_that_dies_is_replaced_while_clients_ask(
     serving: None, pools: dict[str, TeacherPool], loaded: dict[str, LoadedTeacher]
 ) -> None:
     import ray

@@ -31,7 +31,7 @@ class TestLoadMeter:
         assert meter.read(Counted(10, 5.0, 3.0, 10.0)) == {QUEUE_DELAY: 0.5, BUSY: 0.3}
         assert meter.read(Counted(14, 9.0, 4.0, 12.0)) == {QUEUE_DELAY: 1.0, BUSY: 0.5}
 
-    def test_a_queue_that_nobody_serves_grows_older(self) -> None:
+    def test_a_queue_that_is_not_served_grows_older(self) -> None:
         meter = LoadMeter()
         meter.read(Counted(4, 2.0, 1.0, 4.0, queued_tokens=100))
         assert meter.read(Counted(4, 2.0, 1.0, 6.0, queued_tokens=100))[QUEUE_DELAY] == 2.5
