@@ -8,6 +8,7 @@ from typing import Any
 from service.orchestrator.compute import ClusterResources
 from tide_core.checkpoints.headers import BYTES_PER_DTYPE, read_config, weight_files
 from tide_core.contracts.errors import CheckpointError
+from tide_core.contracts.families import find_family
 from tide_core.contracts.job import TeacherSpec
 from tide_core.contracts.teacher import TeacherPool, bits_per_weight
 
@@ -70,6 +71,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _count_unquantised(config: dict[str, Any]) -> int:
     """Numbers in embedding and LM head; 0 where the config names no sizes, which the loader will refuse."""
+    family = find_family(config.get("model_type"))
+    config = config if family is None else family.standard_fields(config)
     rows, width = config.get("vocab_size"), config.get("hidden_size")
     if not isinstance(rows, int) or not isinstance(width, int):
         return 0

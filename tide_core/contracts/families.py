@@ -11,7 +11,7 @@ a test checks it. The table needs no torch and stands below everything: the job 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 AttentionName = Literal["bidirectional", "block_staircase", "block_causal"]
@@ -23,8 +23,8 @@ WHOLE_SEQUENCE: tuple[AttentionName, ...] = ("bidirectional",)
 STUDENT_PREFIX = "a2d-"
 """A block-diffusion student made of a causal family carries the family's name behind this prefix, as the dLLM
 tools write it ("A2D": autoregressive to diffusion)."""
-EMBEDDING_KEY = "model.embed_tokens.weight"
-"""Name of the embedding in the weights of most families."""
+EMBEDDING_KEY, NORM_KEY, HEAD_KEY = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+"""Names of embedding, final norm and LM head in the weights of most families."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +79,25 @@ class MixtureFields:
         width: inner width of one expert.
         experts: routed experts of a layer; null: every layer is dense.
         chosen: of those, how many a token takes.
-        shared: experts that see every token; 1 where the file leaves it out, 0 where it says null.
-        dense_layers: leading layers with a dense feed-forward; 0 where the file leaves it out.
+        shared: experts that see every token; 1 where the file leaves it out, 0 where it says null. Empty:
+            there is no such field.
+        shared_width: inner width of the experts that see every token, together; none where it is null. Empty:
+            the width of ``shared`` experts.
+        dense_layers: leading layers with a dense feed-forward; 0 where the file leaves it out. Empty: there
+            is no such field.
+        layer_pattern: a number for each layer, 0 where its feed-forward is dense. Empty: ``dense_layers``
+        says.
+        has_selection_bias: the choice of experts is biased, by one number an expert.
     """
 
     width: str
     experts: str
     chosen: str
-    shared: str
-    dense_layers: str
+    shared: str = ""
+    shared_width: str = ""
+    dense_layers: str = ""
+    layer_pattern: str = ""
+    has_selection_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +121,12 @@ class ModelFamily:
             whole blocks.
         block_size: tokens of a block in its own tools.
         block_size_field: field of ``config.json`` that names the block size.
-        shared_type: the ``model_type`` is one that other models use too; it is this family's where
+        published_as: other values of ``model_type`` under which it is found.
+        shared_type: its ``model_type`` is one that other models use too; it is this family's where
             ``architectures`` says so, or is missing.
-        embedding_key: name of the embedding in the weights.
+        other_classes: further names of its class in ``architectures``.
+        embedding_key, norm_key, head_key: names of embedding, final norm and LM head in the weights.
+        own_names: fields of ``config.json`` that the family calls otherwise: the usual name, and its own.
         mixture: where its layers are mixtures of experts, the fields that size them.
         explicit_fields: fields that ``config.json`` must name even when they are null.
     """
@@ -130,8 +143,13 @@ class ModelFamily:
     counts_from_start: bool = False
     block_size: int | None = None
     block_size_field: str = "block_size"
+    published_as: tuple[str, ...] = ()
     shared_type: bool = False
+    other_classes: tuple[str, ...] = ()
     embedding_key: str = EMBEDDING_KEY
+    norm_key: str = NORM_KEY
+    head_key: str = HEAD_KEY
+    own_names: tuple[tuple[str, str], ...] = ()
     mixture: MixtureFields | None = None
     explicit_fields: tuple[str, ...] = ()
 
@@ -139,6 +157,11 @@ class ModelFamily:
     def student_type(self) -> str:
         """``model_type`` of a student made of it."""
         return STUDENT_PREFIX + (self.student_of or self.model_type)
+
+    def standard_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a ``config.json``, its sizes under their usual names too."""
+        named = {usual: config[own] for usual, own in self.own_names if config.get(own) is not None}
+        return {**config, **named}
 
     @property
     def class_stem(self) -> str:
@@ -167,6 +190,59 @@ LLADA2_MOE = ModelFamily(
         chosen="num_experts_per_tok",
         shared="num_shared_experts",
         dense_layers="first_k_dense_replace",
+    ),
+)
+LLADA2_VEOMNI = replace(
+    LLADA2_MOE,
+    model_type="llada2_moe_veomni",
+    title="LLaDA2 of dFactory",
+    model_class="tide_core.models.teachers.llada2_veomni:LLaDA2VeomniModel",
+)
+LLADA = ModelFamily(
+    model_type="llada",
+    title="LLaDA",
+    architecture="LLaDAModelLM",
+    model_class="tide_core.models.teachers.llada:LLaDAModel",
+    switches=Switches(qkv_bias=Switch(False, "include_qkv_bias")),
+    attention=WHOLE_SEQUENCE,
+    shared_type=True,
+    embedding_key="model.transformer.wte.weight",
+    norm_key="model.transformer.ln_f.weight",
+    head_key="model.transformer.ff_out.weight",
+    own_names=(
+        ("vocab_size", "embedding_size"),
+        ("hidden_size", "d_model"),
+        ("intermediate_size", "mlp_hidden_size"),
+        ("num_hidden_layers", "n_layers"),
+        ("num_attention_heads", "n_heads"),
+        ("num_key_value_heads", "n_kv_heads"),
+        ("max_position_embeddings", "max_sequence_length"),
+        ("initializer_range", "init_std"),
+        ("tie_word_embeddings", "weight_tying"),
+    ),
+)
+LLADA_MOE = ModelFamily(
+    model_type="llada_moe",
+    title="LLaDA-MoE",
+    architecture="LLaDAMoEModelLM",
+    model_class="tide_core.models.teachers.llada_moe:LLaDAMoeModel",
+    switches=Switches(
+        qk_norm=Switch(False, "qk_layernorm"),
+        qkv_bias=Switch(False, "attention_bias"),
+        output_bias=Switch(False, "attention_bias"),
+    ),
+    attention=WHOLE_SEQUENCE,
+    published_as=(LLADA.model_type, "lladamoe"),
+    shared_type=True,
+    other_classes=("LLaDAMoEModel",),
+    own_names=(("intermediate_size", "dense_intermediate_size"),),
+    mixture=MixtureFields(
+        width="expert_intermediate_size",
+        experts="num_experts",
+        chosen="num_experts_per_tok",
+        shared_width="shared_expert_intermediate_size",
+        layer_pattern="moe_layer_freq",
+        has_selection_bias=False,
     ),
 )
 WEDLM = ModelFamily(
@@ -247,22 +323,37 @@ FAST_DLLM_V2 = ModelFamily(
 
 FAMILIES: dict[str, ModelFamily] = {
     family.model_type: family
-    for family in (LLADA2_MOE, WEDLM, SDAR, DREAM, FAST_DLLM_V2, QWEN3, QWEN2, LLAMA)
+    for family in (
+        LLADA2_MOE,
+        LLADA2_VEOMNI,
+        LLADA,
+        LLADA_MOE,
+        WEDLM,
+        SDAR,
+        DREAM,
+        FAST_DLLM_V2,
+        QWEN3,
+        QWEN2,
+        LLAMA,
+    )
 }
 
 
 def read_model_type(config: Mapping[str, Any]) -> str:
-    """The ``model_type`` of a ``config.json`` by which the table knows the family.
+    """The ``model_type`` by which the table knows the family of a ``config.json``.
 
     Where several models use one name, ``architectures`` decides; what it names and no family has is given
     behind the ``model_type``, which makes a name that is not known.
     """
     name = str(config.get("model_type"))
-    family = FAMILIES.get(name)
     classes = config.get("architectures")
-    if family is None or not family.shared_type or not isinstance(classes, list) or not classes:
-        return name
-    return name if family.architecture in classes else f"{name} ({', '.join(map(str, classes))})"
+    named = set(map(str, classes)) if isinstance(classes, list) else set()
+    known = [each for each in FAMILIES.values() if name in (each.model_type, *each.published_as)]
+    for family in known:
+        own = {family.architecture, *family.other_classes}
+        if not named or not family.shared_type or own & named:
+            return family.model_type
+    return f"{name} ({', '.join(sorted(named))})" if known else name
 
 
 def find_family(model_type: object) -> ModelFamily | None:

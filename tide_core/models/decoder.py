@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from tide_core.checkpoints.headers import CONFIG_NAME, read_config, read_headers
 from tide_core.checkpoints.special_tokens import find_mask_token
 from tide_core.contracts.errors import CheckpointError, InvalidInputError, ShapeError
-from tide_core.contracts.families import find_family
+from tide_core.contracts.families import HEAD_KEY, NORM_KEY, find_family
 from tide_core.contracts.job import Quantisation
 from tide_core.models.cache import KeyValueCache
 from tide_core.models.configuration import DecoderConfig
@@ -83,6 +83,8 @@ class Decoder(nn.Module):
     config_type: ClassVar[type[DecoderConfig]]
     architecture_name: ClassVar[str]
     embedding_key: ClassVar[str]
+    norm_key: ClassVar[str] = NORM_KEY
+    head_key: ClassVar[str] = HEAD_KEY
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -300,7 +302,7 @@ class Decoder(nn.Module):
         with torch.no_grad():
             for key, tensor in model.checkpoint_tensors().items():
                 if tensor.ndim == 1:
-                    tensor.fill_(1.0 if key.endswith("norm.weight") else 0.0)
+                    tensor.fill_(1.0 if key == cls.norm_key or key.endswith("norm.weight") else 0.0)
                 else:
                     values = torch.empty(tensor.shape, dtype=torch.float32)
                     tensor.copy_(values.normal_(0.0, model.config.initializer_range, generator=generator))
@@ -373,10 +375,10 @@ class Decoder(nn.Module):
         """Embedding, final norm and head (unless tied) by their keys."""
         tensors: dict[str, Tensor] = {
             self.embedding_key: self.embedding.weight,
-            "model.norm.weight": self.norm.weight,
+            self.norm_key: self.norm.weight,
         }
         if not self.config.tie_word_embeddings:
-            tensors["lm_head.weight"] = self.lm_head.weight
+            tensors[self.head_key] = self.lm_head.weight
         return tensors
 
     @classmethod

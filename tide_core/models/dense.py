@@ -124,31 +124,8 @@ class DenseDecoder(Decoder):
         assert isinstance(layer.feed_forward, GatedFeedForward)
         prefix = f"model.layers.{index}."
         return {
-            **_attention_tensors(layer.attention, f"{prefix}self_attn."),
+            **layer.attention.checkpoint_tensors(f"{prefix}self_attn."),
             **layer.feed_forward.checkpoint_tensors(f"{prefix}mlp."),
             f"{prefix}input_layernorm.weight": layer.attention_norm.weight,
             f"{prefix}post_attention_layernorm.weight": layer.feed_forward_norm.weight,
         }
-
-
-def _attention_tensors(attention: Attention, prefix: str) -> dict[str, Tensor]:
-    shape = attention.shape
-    widths = (shape.query_width, shape.key_width, shape.key_width)
-    names = ("q_proj", "k_proj", "v_proj")
-    fused = attention.query_key_value
-    tensors = {
-        f"{prefix}{name}.weight": part
-        for name, part in zip(names, fused.weight.split_with_sizes(widths), strict=True)
-    }
-    if fused.bias is not None:
-        tensors |= {
-            f"{prefix}{name}.bias": part
-            for name, part in zip(names, fused.bias.split_with_sizes(widths), strict=True)
-        }
-    tensors[f"{prefix}o_proj.weight"] = attention.output.weight
-    if attention.output.bias is not None:
-        tensors[f"{prefix}o_proj.bias"] = attention.output.bias
-    if attention.query_norm is not None and attention.key_norm is not None:
-        tensors[f"{prefix}q_norm.weight"] = attention.query_norm.weight
-        tensors[f"{prefix}k_norm.weight"] = attention.key_norm.weight
-    return tensors

@@ -144,6 +144,30 @@ class Attention(nn.Module):
         mixed = attend(query, key, value, context.pattern)
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Views of the weights by the names ``<prefix>{q,k,v,o}_proj.*`` and
+        ``<prefix>{q,k}_norm.weight``."""
+        tensors = self.projection_tensors(prefix, ("q_proj", "k_proj", "v_proj"), "o_proj")
+        if self.query_norm is not None and self.key_norm is not None:
+            tensors[f"{prefix}q_norm.weight"] = self.query_norm.weight
+            tensors[f"{prefix}k_norm.weight"] = self.key_norm.weight
+        return tensors
+
+    def projection_tensors(
+        self, prefix: str, names: tuple[str, str, str], output_name: str
+    ) -> dict[str, Tensor]:
+        """Views of the projections to queries, keys and values, and of the output's, by the given names."""
+        widths = (self.shape.query_width, self.shape.key_width, self.shape.key_width)
+        named: dict[str, Tensor | None] = {}
+        for kind in ("weight", "bias"):
+            fused = getattr(self.query_key_value, kind)
+            if fused is not None:
+                parts = fused.split_with_sizes(widths)
+                named |= {f"{prefix}{name}.{kind}": part for name, part in zip(names, parts, strict=True)}
+        named[f"{prefix}{output_name}.weight"] = self.output.weight
+        named[f"{prefix}{output_name}.bias"] = self.output.bias
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
     def at(
         self, hidden: Float[Tensor, "batch seq hidden"], context: LayerContext, places: ReadPlaces
     ) -> Float[Tensor, "masked hidden"]:

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from tide_core.checkpoints.headers import INDEX_NAME, SINGLE_NAME, TensorHeader, read_config, read_headers
 from tide_core.contracts.errors import CheckpointError
-from tide_core.contracts.families import EMBEDDING_KEY, FAMILIES
+from tide_core.contracts.families import EMBEDDING_KEY, FAMILIES, HEAD_KEY, find_family
 
 DEFAULT_SHARD_BYTES = 4 * 1024**3
-HEAD_KEYS = ("lm_head.weight",)
 # Older Llama checkpoints store the rotary frequencies, which the configuration already determines.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -38,6 +37,11 @@ _TORCH_DTYPES = {
 def embedding_keys() -> tuple[str, ...]:
     """Names of the embedding in the weights of all families, the usual one first."""
     return tuple(dict.fromkeys((EMBEDDING_KEY, *(family.embedding_key for family in FAMILIES.values()))))
+
+
+def head_keys() -> tuple[str, ...]:
+    """Names of the LM head in the weights of all families, the usual one first."""
+    return tuple(dict.fromkeys((HEAD_KEY, *(family.head_key for family in FAMILIES.values()))))
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -87,12 +91,12 @@ def check_weights(targets: Mapping[str, Tensor], headers: Mapping[str, TensorHea
     Raises:
         CheckpointError: keys are missing, left over or of another shape; all of them are listed.
     """
-    is_tied = "lm_head.weight" not in targets
+    is_tied = not any(key in targets for key in head_keys())
     missing = sorted(set(targets) - set(headers))
     extra = sorted(key for key in set(headers) - set(targets) if not _may_be_left(key, is_tied=is_tied))
     wrong = [
         f"{key} is {list(headers[key].shape)}, the configuration asks for {list(target.shape)}"
-        + (f" (vocab_size {target.shape[0]})" if key in (*embedding_keys(), *HEAD_KEYS) else "")
+        + (f" (vocab_size {target.shape[0]})" if key in (*embedding_keys(), *head_keys()) else "")
         for key, target in targets.items()
         if key in headers and headers[key].shape != tuple(target.shape)
     ]
@@ -121,7 +125,7 @@ def check_tied_head(headers: Mapping[str, TensorHeader], embedding_key: str) -> 
     Raises:
         CheckpointError: it differs.
     """
-    for key in (key for key in HEAD_KEYS if key in headers):
+    for key in (key for key in head_keys() if key in headers):
         with (
             safe_open(headers[key].file, framework="pt") as head,
             safe_open(headers[embedding_key].file, framework="pt") as embedding,
@@ -135,7 +139,7 @@ def check_tied_head(headers: Mapping[str, TensorHeader], embedding_key: str) -> 
 
 
 def _may_be_left(key: str, *, is_tied: bool) -> bool:
-    return key.endswith(IGNORED_SUFFIXES) or (is_tied and key in HEAD_KEYS)
+    return key.endswith(IGNORED_SUFFIXES) or (is_tied and key in head_keys())
 
 
 def _listing(keys: list[str], shown: int = 40) -> str:
@@ -210,17 +214,19 @@ def lm_head_weight(
     Raises:
         CheckpointError: the folder holds neither a head nor an embedding.
     """
-    headers = read_headers(folder)
-    is_tied = bool(read_config(folder).get("tie_word_embeddings", False))
-    for key in (*(() if is_tied else HEAD_KEYS), *embedding_keys()):
+    headers, config = read_headers(folder), read_config(folder)
+    family = find_family(config.get("model_type"))
+    fields = config if family is None else family.standard_fields(config)
+    embeddings = embedding_keys() if family is None else (family.embedding_key,)
+    head = HEAD_KEY if family is None else family.head_key
+    is_tied = bool(fields.get("tie_word_embeddings", False))
+    if not is_tied and head not in headers:
+        raise CheckpointError(
+            f"{head} is missing and config.json does not tie it to the embedding.", param=head
+        )
+    for key in embeddings if is_tied else (head,):
         if key in headers:
             with safe_open(headers[key].file, framework="pt") as stored:
                 weight: Tensor = stored.get_tensor(key)
             return weight if dtype is None else weight.to(dtype)
-        if key in HEAD_KEYS:
-            raise CheckpointError(
-                f"{key} is missing and config.json does not tie it to the embedding.", param=key
-            )
-    raise CheckpointError(
-        f"No LM head among the keys: expected {' or '.join((*HEAD_KEYS, *embedding_keys()))}."
-    )
+    raise CheckpointError(f"No LM head among the keys: expected {' or '.join((head, *embeddings))}.")

@@ -22,7 +22,12 @@ from tide_core.models.layers import GatedFeedForward
 
 @dataclass(frozen=True)
 class RoutingRule:
-    """How experts are chosen: the ``kept_groups`` best of ``groups``, then ``chosen`` experts within them."""
+    """How experts are chosen: the ``kept_groups`` best of ``groups``, then ``chosen`` experts within them.
+
+    Attributes:
+        is_softmax: experts are scored by a softmax over all of them, without a bias of the choice
+            (LLaDA-MoE), instead of each by a sigmoid, with one (LLaDA2).
+    """
 
     experts: int
     groups: int
@@ -30,23 +35,29 @@ class RoutingRule:
     chosen: int
     scale: float
     is_normalised: bool
+    is_softmax: bool = False
 
 
 class Router(nn.Module):
-    """Scores experts in float32 and picks a few for every token (LLaDA2.0, arXiv 2512.15745)."""
+    """Scores experts in float32 and picks a few for every token (LLaDA2.0, arXiv 2512.15745; LLaDA-MoE, arXiv
+    2509.24389).
+    """
+
+    expert_bias: nn.Parameter | None
 
     def __init__(self, hidden_size: int, rule: RoutingRule) -> None:
         super().__init__()
         self.rule = rule
         self.weight = nn.Parameter(torch.empty(rule.experts, hidden_size))
         # Moved by load balancing, never by a gradient; kept in float32 whatever the model's dtype.
-        self.expert_bias = nn.Parameter(torch.empty(rule.experts), requires_grad=False)
+        bias = None if rule.is_softmax else nn.Parameter(torch.empty(rule.experts), requires_grad=False)
+        self.register_parameter("expert_bias", bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         # Called by ``to``, ``half``, ``to_empty`` and their like.
-        kept = self.expert_bias.data
+        kept = None if self.expert_bias is None else self.expert_bias.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.expert_bias.dtype != torch.float32:
+        if self.expert_bias is not None and kept is not None and self.expert_bias.dtype != torch.float32:
             self.expert_bias.data = kept.to(self.expert_bias.device)
         return self
 
@@ -55,13 +66,16 @@ class Router(nn.Module):
     ) -> tuple[Float[Tensor, "token chosen"], Int[Tensor, "token chosen"]]:
         """Weights and indices of the chosen experts.
 
-        ``s = sigmoid(W h)``; the choice goes by ``s + expert_bias``, a group's score being the sum of its two
-        largest; the weights are the un-biased ``s`` over their sum (+1e-20), times the scale.
+        ``s = sigmoid(W h)``, or ``softmax(W h)`` and no bias; the choice goes by ``s + expert_bias``, a
+        group's score being the sum of its two largest; the weights are the un-biased ``s`` over their sum
+        (+1e-20), times the scale.
         """
         wide = torch.promote_types(tokens.dtype, torch.float32)
         with torch.autocast(tokens.device.type, enabled=False):
-            scores = functional.linear(tokens.to(wide), self.weight.to(wide)).sigmoid()
-        experts = self._choose(scores.detach() + self.expert_bias)
+            logits = functional.linear(tokens.to(wide), self.weight.to(wide))
+        scores = logits.softmax(-1) if self.rule.is_softmax else logits.sigmoid()
+        biased = scores.detach() if self.expert_bias is None else scores.detach() + self.expert_bias
+        experts = self._choose(biased)
         weights = scores.gather(1, experts)
         if self.rule.is_normalised and self.rule.chosen > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -173,13 +187,13 @@ def uses_grouped_product(rows: Float[Tensor, "row hidden"]) -> bool:
 
 
 class MixtureFeedForward(nn.Module):
-    """Routed experts plus the shared ones that see every token."""
+    """Routed experts plus the shared ones that see every token, ``shared_width`` wide together."""
 
-    def __init__(self, hidden_size: int, width: int, shared_experts: int, rule: RoutingRule) -> None:
+    def __init__(self, hidden_size: int, width: int, shared_width: int, rule: RoutingRule) -> None:
         super().__init__()
         self.router = Router(hidden_size, rule)
         self.experts = Experts(rule.experts, hidden_size, width)
-        self.shared = GatedFeedForward(hidden_size, width * shared_experts) if shared_experts else None
+        self.shared = GatedFeedForward(hidden_size, shared_width) if shared_width else None
 
     def forward(self, hidden: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq hidden"]:
         tokens = hidden.flatten(0, 1)
@@ -191,16 +205,31 @@ class MixtureFeedForward(nn.Module):
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Views of the weights by LLaDA2's names: ``gate``, ``experts.E.*``, ``shared_experts.*``."""
-        tensors: dict[str, Tensor] = {
-            f"{prefix}gate.weight": self.router.weight,
-            f"{prefix}gate.expert_bias": self.router.expert_bias,
-        }
+        shared = self.shared.checkpoint_tensors(f"{prefix}shared_experts.") if self.shared is not None else {}
+        return {**self.router_tensors(prefix), **self.expert_tensors(prefix), **shared}
+
+    def router_tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Views of the router's weights: ``gate.weight``, and ``gate.expert_bias`` where there is one."""
+        bias = self.router.expert_bias
+        named = {f"{prefix}gate.weight": self.router.weight, f"{prefix}gate.expert_bias": bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def expert_tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Views of each expert's weights: ``experts.E.{gate,up,down}_proj.weight``."""
+        tensors: dict[str, Tensor] = {}
         width = self.experts.width
         for expert in range(self.experts.count):
             name = f"{prefix}experts.{expert}."
             tensors[f"{name}gate_proj.weight"] = self.experts.gate_up[expert, :width]
             tensors[f"{name}up_proj.weight"] = self.experts.gate_up[expert, width:]
             tensors[f"{name}down_proj.weight"] = self.experts.down[expert]
-        if self.shared is not None:
-            tensors |= self.shared.checkpoint_tensors(f"{prefix}shared_experts.")
         return tensors
+
+    def stacked_tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Views of all experts' weights, stacked: ``experts.{gate,up,down}_proj``."""
+        width = self.experts.width
+        return {
+            f"{prefix}experts.gate_proj": self.experts.gate_up[:, :width],
+            f"{prefix}experts.up_proj": self.experts.gate_up[:, width:],
+            f"{prefix}experts.down_proj": self.experts.down,
+        }

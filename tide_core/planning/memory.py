@@ -69,7 +69,7 @@ def teacher_memory(
 
 def weight_bytes(shape: ModelShape, precision: Precision, quantisation: Quantisation = "none") -> int:
     """Weights as they are served; the experts' selection biases stay in float32."""
-    biases = shape.sparse_layers * shape.mixture.experts if shape.mixture is not None else 0
+    biases = shape.selection_biases
     few = 0 if quantisation == "none" else shape.quantisable
     held = few * bits_per_weight(quantisation) / 8 if quantisation != "none" else 0.0
     return round((shape.parameters - biases - few) * WIDTH[precision] + 4 * biases + held)

@@ -22,7 +22,8 @@ class Mixture:
         chosen: of those, how many a token takes.
         width: inner width of an expert.
         shared_width: inner width of the experts that see every token, together.
-        dense_layers: leading layers with a dense feed-forward.
+        dense_layers: layers with a dense feed-forward.
+        has_selection_bias: the choice of experts is biased, by one number an expert.
     """
 
     experts: int
@@ -30,6 +31,7 @@ class Mixture:
     width: int
     shared_width: int
     dense_layers: int
+    has_selection_bias: bool = True
 
     def expected_experts(self, tokens: float) -> float:
         """Experts of a layer that have a token, when tokens choose evenly: ``E (1 - (1 - k/E)^tokens)``."""
@@ -108,14 +110,20 @@ class ModelShape:
         return self.vocab * self.hidden
 
     @property
+    def selection_biases(self) -> int:
+        """Numbers that bias the choice of experts, of all layers; they are held in float32."""
+        if self.mixture is None or not self.mixture.has_selection_bias:
+            return 0
+        return self.sparse_layers * self.mixture.experts
+
+    @property
     def vectors(self) -> int:
         """Norms, biases and the experts' selection biases."""
         layer = 2 * self.hidden + (2 * self.head_dim if self.has_qk_norm else 0)
         layer += self.query_width + 2 * self.key_width if self.has_qkv_bias else 0
         layer += self.hidden if self.has_output_bias else 0
         bias = 2 * self.feed_forward + self.hidden if self.has_mlp_bias else 0
-        routed = self.mixture.experts if self.mixture is not None else 0
-        return self.layers * layer + self.dense_layers * bias + self.sparse_layers * routed + self.hidden
+        return self.layers * layer + self.dense_layers * bias + self.selection_biases + self.hidden
 
     @property
     def parameters(self) -> int:
@@ -149,10 +157,11 @@ def model_shape(config: Mapping[str, Any], param: str) -> ModelShape:
             code="unknown_architecture",
             param=param,
         )
+    config = family.standard_fields(config)
     sizes = _ConfigSizes(config, param)
     heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
     return ModelShape(
-        model_type=str(config["model_type"]),
+        model_type=read_model_type(config),
         vocab=sizes["vocab_size"],
         hidden=hidden,
         feed_forward=sizes["intermediate_size"],
@@ -180,6 +189,17 @@ class _ConfigSizes:
         """Whether the config names the field and gives it no number."""
         return name in self._config and self._config[name] is None
 
+    def read_pattern(self, name: str) -> list[int]:
+        """A number for each layer."""
+        pattern = self._config.get(name)
+        if not isinstance(pattern, list) or len(pattern) != self["num_hidden_layers"]:
+            raise CheckpointError(
+                f"The config of {self._param} needs {name!r}, a number for each of its layers, and has "
+                f"{pattern!r}.",
+                param=self._param,
+            )
+        return pattern
+
     def get(self, name: str, default: int, least: int = 1) -> int:
         value = self._config.get(name)
         return default if value is None else self._check(name, value, least)
@@ -205,9 +225,22 @@ def _mixture(sizes: _ConfigSizes, fields: MixtureFields) -> Mixture | None:
         experts=experts,
         chosen=min(experts, chosen),
         width=width,
-        shared_width=width * (0 if sizes.is_null(fields.shared) else sizes.get(fields.shared, 1, least=0)),
-        dense_layers=sizes.get(fields.dense_layers, 0, least=0),
+        shared_width=_shared_width(sizes, fields, width),
+        dense_layers=_dense_layers(sizes, fields),
+        has_selection_bias=fields.has_selection_bias,
     )
+
+
+def _shared_width(sizes: _ConfigSizes, fields: MixtureFields, width: int) -> int:
+    if fields.shared_width:
+        return sizes.get(fields.shared_width, 0)
+    return width * (0 if sizes.is_null(fields.shared) else sizes.get(fields.shared, 1, least=0))
+
+
+def _dense_layers(sizes: _ConfigSizes, fields: MixtureFields) -> int:
+    if fields.layer_pattern:
+        return sizes.read_pattern(fields.layer_pattern).count(0)
+    return sizes.get(fields.dense_layers, 0, least=0)
 
 
 def _switches(family: ModelFamily, config: Mapping[str, Any]) -> dict[str, bool]:

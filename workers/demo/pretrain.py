@@ -145,6 +145,7 @@ class ExpertBalance:
     def step(self) -> None:
         """Shift the biases by the signs of the imbalance and start the count again."""
         for router, counts in zip(self._routers, self._counts, strict=True):
+            assert router.expert_bias is not None, "the demo's teacher has LLaDA2's router"
             router.expert_bias.data.add_(torch.sign(counts.mean() - counts), alpha=_BALANCE_RATE)
             counts.zero_()
 

@@ -9,7 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tide_core.contracts.families import FAST_DLLM_V2, LLADA2_MOE, SDAR, WEDLM
+from tide_core.contracts.families import (
+    FAST_DLLM_V2,
+    LLADA2_MOE,
+    LLADA2_VEOMNI,
+    LLADA_MOE,
+    SDAR,
+    WEDLM,
+)
 from tide_core.models.decoder import Decoder
 from tide_core.models.registry import model_class
 
@@ -35,17 +42,27 @@ _SHARED_SIZES: dict[str, Any] = {
     "mask_token_id": MASK_ID,
     "eos_token_id": END_ID,
 }
+_LLADA2: dict[str, Any] = {
+    "moe_intermediate_size": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "partial_rotary_factor": 0.5,
+}
 _OWN_SIZES: dict[str, dict[str, Any]] = {
-    LLADA2_MOE.model_type: {
-        "moe_intermediate_size": 16,
+    LLADA2_MOE.model_type: _LLADA2,
+    LLADA2_VEOMNI.model_type: _LLADA2,
+    LLADA_MOE.model_type: {
+        "expert_intermediate_size": 16,
         "num_experts": 8,
         "num_experts_per_tok": 2,
-        "num_shared_experts": 1,
-        "n_group": 4,
-        "topk_group": 2,
-        "first_k_dense_replace": 1,
-        "routed_scaling_factor": 2.5,
-        "partial_rotary_factor": 0.5,
+        "shared_expert_intermediate_size": 24,
+        "moe_layer_freq": [0, 1],
+        "qk_layernorm": True,
     },
     WEDLM.model_type: {"qk_norm": True, "attention_bias": False},
     SDAR.model_type: {"block_size": 4},

@@ -126,6 +126,12 @@ def test_only_causal_families_have_students() -> None:
         ({"model_type": "Dream"}, "Dream"),
         # Not shifted, and of another shape.
         ({"model_type": "Dream", "architectures": ["DreamForCausalLM"]}, "Dream (DreamForCausalLM)"),
+        ({"model_type": "llada", "architectures": ["LLaDAModelLM"]}, "llada"),
+        ({"model_type": "llada"}, "llada"),
+        ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}, "llada_moe"),
+        ({"model_type": "llada", "architectures": ["LLaDAMoEModel"]}, "llada_moe"),
+        ({"model_type": "lladamoe"}, "llada_moe"),
+        ({"model_type": "llada", "architectures": ["LLaDAVModel"]}, "llada (LLaDAVModel)"),
         ({"model_type": "mamba"}, "mamba"),
         ({}, "None"),
     ],
@@ -134,7 +140,7 @@ def test_a_name_that_several_models_use_is_settled_by_the_class(config: dict, mo
     assert read_model_type(config) == model_type
 
 
-NAME = re.compile(r"\b(wedlm|llada2_moe|sdar|Fast_dLLM_Qwen|DreamModel)\b|\ba2d-")
+NAME = re.compile(r"\b(wedlm|llada2_moe\w*|llada_?moe|sdar|Fast_dLLM_Qwen|DreamModel)\b|\ba2d-")
 IMPORT = re.compile(r"^\s*(from|import) ")
 TABLE = Path("tide_core/contracts/families.py")
 

@@ -53,6 +53,13 @@ MIXTURE: dict[str, Any] = {
     "topk_group": 2,
     "first_k_dense_replace": 1,
 }
+SOFTMAX_MIXTURE: dict[str, Any] = {
+    "expert_intermediate_size": 24,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 40,
+    "qk_layernorm": True,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
     "qwen3-bias": {"model_type": "qwen3", "attention_bias": True},
@@ -61,6 +68,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-bias": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "wedlm-8b": {"model_type": "wedlm", "qk_norm": True, "attention_bias": False},
     "wedlm-7b": {"model_type": "wedlm"},
+    "llada2-stacked": {"model_type": "llada2_moe_veomni"} | MIXTURE,
+    # It has no field head_dim.
+    "llada": {"model_type": "llada", "head_dim": None},
+    "llada-bias": {"model_type": "llada", "head_dim": None, "include_qkv_bias": True, "weight_tying": True},
+    "llada-moe": {"model_type": "llada_moe", "moe_layer_freq": [0, 1, 1]} | SOFTMAX_MIXTURE,
+    "llada-moe-plain": {"model_type": "llada_moe", "moe_layer_freq": [1, 1, 1], "qk_layernorm": False}
+    | SOFTMAX_MIXTURE
+    | {"shared_expert_intermediate_size": None, "attention_bias": True},
     "sdar": {"model_type": "sdar", "attention_bias": True},
     "dream": {"model_type": "Dream"},
     "fast-dllm-v2": {"model_type": "Fast_dLLM_Qwen", "tie_word_embeddings": True},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from torch import Tensor
@@ -16,8 +16,6 @@ from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, Gat
 from tide_core.models.mixture import MixtureFeedForward, RoutingRule
 
 logger = structlog.get_logger(__name__)
-
-MODEL_TYPE = LLADA2_MOE.model_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,9 @@ class LLaDA2MoeConfig(DecoderConfig):
         CheckpointError: fields contradict each other, e.g. experts that do not divide into their groups.
     """
 
-    model_type: str = MODEL_TYPE
+    own_type: ClassVar[str] = LLADA2_MOE.model_type
+
+    model_type: str = LLADA2_MOE.model_type
     num_experts: int | None
     moe_intermediate_size: int | None = None
     num_experts_per_tok: int | None = None
@@ -51,9 +51,9 @@ class LLaDA2MoeConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model_type != MODEL_TYPE:
+        if self.model_type != self.own_type:
             raise CheckpointError(
-                f"model_type is {self.model_type!r}, not {MODEL_TYPE!r}.",
+                f"model_type is {self.model_type!r}, not {self.own_type!r}.",
                 code="unknown_architecture",
                 param="model_type",
             )
@@ -174,7 +174,7 @@ class LLaDA2MoeModel(Decoder):
             MixtureFeedForward(
                 config.hidden_size,
                 config.moe_intermediate_size,
-                config.num_shared_experts,
+                config.moe_intermediate_size * config.num_shared_experts,
                 config.routing_rule,
             ),
         )
@@ -186,10 +186,16 @@ class LLaDA2MoeModel(Decoder):
         prefix = f"model.layers.{index}."
         return {
             **_attention_tensors(layer.attention, f"{prefix}attention."),
-            **layer.feed_forward.checkpoint_tensors(f"{prefix}mlp."),
+            **self.feed_forward_tensors(layer.feed_forward, f"{prefix}mlp."),
             f"{prefix}input_layernorm.weight": layer.attention_norm.weight,
             f"{prefix}post_attention_layernorm.weight": layer.feed_forward_norm.weight,
         }
+
+    def feed_forward_tensors(
+        self, feed_forward: GatedFeedForward | MixtureFeedForward, prefix: str
+    ) -> dict[str, Tensor]:
+        """Views of a layer's feed-forward under the checkpoint's keys."""
+        return feed_forward.checkpoint_tensors(prefix)
 
 
 def _attention_tensors(attention: Attention, prefix: str) -> dict[str, Tensor]:
