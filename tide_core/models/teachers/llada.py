@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tide_core.contracts.errors import CheckpointError
-from tide_core.contracts.families import LLADA
+from tide_core.contracts.families import LLADA, LLAMA
 from tide_core.models.configuration import ConfigT, DecoderConfig
 from tide_core.models.decoder import Decoder
 from tide_core.models.layers import Attention, AttentionShape, DecoderLayer, GatedFeedForward
@@ -23,7 +23,7 @@ _ONLY: dict[str, Any] = {
     "attention_layer_norm": False,
     "bias_for_layer_norm": False,
     "block_group_size": 1,
-    "block_type": "llama",
+    "block_type": LLAMA.model_type,
     "include_bias": False,
     "input_emb_norm": False,
     "layer_norm_type": "rms",
