@@ -27,7 +27,7 @@ from tide_core.contracts.scores import Layout, ScoreRequest, Want
 from tide_core.contracts.states import Phase
 from tide_core.contracts.teacher import TeacherLease, TeacherPool
 from tide_core.data.dataset_preparation import BATCH_ROWS, RowBatch
-from tide_core.data.sources import Row
+from tide_core.data.sources import SourceRow
 from workers.evaluation.driver import run_evaluation
 from workers.preparation.driver import ray_map
 from workers.scores.serve_transport import ServeTransport
@@ -298,7 +298,7 @@ class TestPurposes:
 
             return ray.get_runtime_context().get_node_labels().get("tide.dev/purpose")
 
-        row = Row(0, 0, {"prompt": "Say 1", "response": "1"})
+        row = SourceRow(0, 0, {"prompt": "Say 1", "response": "1"})
         batches = [RowBatch(number, "train", [row] * BATCH_ROWS) for number in range(4)]
         found = list(ray_map(where, batches, node_labels=self.LABELS))
         assert found == ["teacher"] * 4
