@@ -23,14 +23,17 @@ def sample(
     prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads it from standard input.")],
     *,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 256,
-    steps: Annotated[int | None, typer.Option(help="Forwards in all; default one a token.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Forwards in all. Default: one for each token.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Commit every token surer than this instead of counting steps.")
+        float | None,
+        typer.Option(help="Take every token that is surer than this, instead of a number of steps."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    block_size: Annotated[int | None, typer.Option(help="Default: the model's own, else 32.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens of a block. Default: the model's own, else 32.")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
     ] = False,
@@ -83,15 +86,15 @@ def convert(
         bool, typer.Option("--add-mask-token", help="Add a mask token where the tokenizer has none.")
     ] = False,
     from_config: Annotated[
-        bool, typer.Option("--from-config", help="Fresh weights from a config.json instead of a model's.")
+        bool, typer.Option("--from-config", help="Make new weights for a config.json.")
     ] = False,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="With --from-config: folder of the tokenizer; default the config's own."),
+        typer.Option(help="With --from-config: folder of the tokenizer. Default: the config's own."),
     ] = None,
     seed: Annotated[int, typer.Option(help="With --from-config: seed of the weights.")] = 0,
     block_size: Annotated[
-        int | None, typer.Option(help="Noted in the student's config for samplers.")
+        int | None, typer.Option(help="Tokens of a block, written into the student's config for samplers.")
     ] = None,
     to: Annotated[
         str,
@@ -103,7 +106,7 @@ def convert(
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help=OUTPUT_HELP)] = "text",
 ) -> None:
-    """Make a block-diffusion student out of a causal checkpoint, or a fresh one from a config; or rewrite a
+    """Make a block-diffusion student from a causal checkpoint, or a new one from a config; or rewrite a
     student for the dLLM tools (--to dllm) and back.
     """
     with clear_errors(output):
@@ -128,17 +131,23 @@ def convert(
 
 def demo(
     folder: Annotated[
-        Path, typer.Option(help="Where corpus, report and the data of the demo's own service go.")
+        Path, typer.Option(help="Where the corpus, the report and the data of the demo's own service go.")
     ] = Path(".tide/demo"),
     url: Annotated[
         str | None,
-        typer.Option(help="A running Tide that sees this machine's files; default: one of its own."),
+        typer.Option(
+            help="Address of a running Tide that can read this machine's files (its token: TIDE_TOKEN). "
+            "Default: the demo starts one."
+        ),
     ] = None,
     all_variants: Annotated[
         bool, typer.Option("--all-variants", help="Run all four variants in both pipelines: eight jobs.")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps of each job; default: the setting's own.")
+        int | None,
+        typer.Option(
+            min=1, help="Optimiser steps of each job. Default: the number that the demo was made for."
+        ),
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help=OUTPUT_HELP)] = "text",
 ) -> None:

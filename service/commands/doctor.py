@@ -1,4 +1,4 @@
-"""`tide doctor`: what is here, what is wrong, and what to do about it."""
+"""`tide doctor`: what is installed, what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import httpx
 import psutil
 import typer
 
@@ -24,6 +23,7 @@ from service.orchestrator import embedded_ray
 from service.settings import Settings
 from tide.cli.options import Output
 from tide.cli.output import print_json, print_table
+from tide.client import Client
 from tide.instance import read_instance
 from tide_core.contracts.errors import TideError
 
@@ -145,10 +145,11 @@ def _running(folder: Path, _settings: Settings) -> Finding:
     if instance is None:
         return Finding("tide up", Verdict.OK, "is just starting")
     try:
-        answer = httpx.get(f"{instance.url}/readyz", timeout=10.0, trust_env=False).json()
-    except (httpx.HTTPError, ValueError) as error:
-        return Finding("tide up", Verdict.PROBLEM, f"{instance.url}: {error}", "`tide down`, then `tide up`")
-    missing = [f"{check['name']}: {check['message']}" for check in answer["checks"] if check["message"]]
+        with Client(instance.url, retries=0, timeout=10.0) as client:
+            readiness = client.ready()
+    except TideError as error:
+        return Finding("tide up", Verdict.PROBLEM, error.message, "`tide down`, then `tide up`")
+    missing = [f"{check.name}: {check.message}" for check in readiness.checks if check.message]
     if missing:
         advice = f"see {folder.resolve() / 'control-plane.log'}"
         return Finding("tide up", Verdict.PROBLEM, f"{instance.url}: {'; '.join(missing)}", advice)
@@ -189,9 +190,9 @@ def _shared_memory(_folder: Path, settings: Settings) -> Finding:
     if not Path("/dev/shm").is_dir():
         return Finding("shared memory", Verdict.OK, "no /dev/shm on this system")
     free = shutil.disk_usage("/dev/shm").free
-    wanted = settings.ray_object_store_bytes or embedded_ray.object_store_bytes()
-    found = f"{free / _GIB:.1f} GiB free in /dev/shm, the object store takes {wanted / _GIB:.1f}"
-    if free >= wanted:
+    needed = settings.ray_object_store_bytes or embedded_ray.object_store_bytes()
+    found = f"{free / _GIB:.1f} GiB free in /dev/shm, the object store takes {needed / _GIB:.1f}"
+    if free >= needed:
         return Finding("shared memory", Verdict.OK, found)
     advice = "enlarge it (docker run --shm-size), or set TIDE_RAY_OBJECT_STORE_BYTES"
     return Finding("shared memory", Verdict.WARNING, found, advice)

@@ -53,7 +53,7 @@ def up(settings: Settings) -> None:
     folder = settings.data_dir
     lock = InstanceLock(folder)
     lock.acquire()
-    with _terminated_early(), (folder / _LOG).open("a") as stream:
+    with _unwind_on_termination(), (folder / _LOG).open("a") as stream:
         try:
             configure_logging(settings.log_level, stream)
             _become_parent_of_orphans()
@@ -67,7 +67,7 @@ def up(settings: Settings) -> None:
 def serve(settings: Settings) -> None:
     """Run the control plane alone, logging to stderr, until Ctrl-C or SIGTERM."""
     configure_logging(settings.log_level)
-    with _listening(settings) as (listener, bound):
+    with _listen(settings) as (listener, bound):
         asyncio.run(_serve(bound, listener, None))
 
 
@@ -91,7 +91,7 @@ def down(folder: Path) -> None:
 
 
 def _run_embedded(settings: Settings, lock: InstanceLock, stream: TextIO) -> None:
-    with _listening(settings) as (listener, bound):
+    with _listen(settings) as (listener, bound):
         head = None if "ray_address" in settings.model_fields_set else _Head(bound)
         try:
             if head is not None:
@@ -200,11 +200,12 @@ def _ask_to_end(server: uvicorn.Server) -> None:
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
+def _listen(settings: Settings) -> Iterator[tuple[socket.socket, Settings]]:
     """A bound socket, and the settings with its real port.
 
     Raises:
-        InvalidInputError: the address is taken or is not this machine's, or strangers may reach it.
+        InvalidInputError: the address is taken or is not this machine's, or needs no token although others
+            reach it.
     """
     _check_exposure(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -281,7 +282,7 @@ def _reap_children() -> None:
 
 
 @contextmanager
-def _terminated_early() -> Iterator[None]:
+def _unwind_on_termination() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C while nothing else handles it."""
 
     def unwind(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`tide tokens`: who may use the interface. Works on the database, next to the control plane."""
+"""`tide tokens`: who may use the interface. The commands work on the database, next to the control plane."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ConfigOption = Annotated[
 @app.command()
 def create(
     *,
-    name: Annotated[str, typer.Option(help="For people, and for the jobs that are posted with it.")],
+    name: Annotated[str, typer.Option(help="Name of the token; jobs that are posted with it show the name.")],
     role: Annotated[str, typer.Option(help="viewer: may read; editor: may do everything.")],
     expires_days: Annotated[
         int | None,
@@ -58,7 +58,7 @@ def create(
     config: ConfigOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Make a token and print it: it is shown this once and cannot be shown again."""
+    """Make a token and print it. It cannot be shown again."""
     with clear_errors(output):
         from datetime import timedelta
 
@@ -81,7 +81,7 @@ def create(
         if output is Output.JSON:
             print_json({"name": name, "role": role, "token": token})
         else:
-            typer.echo(f"The token '{name}' ({role}) is shown this once; only its hash is kept:", err=True)
+            typer.echo(f"The token '{name}' ({role}). Keep it: it cannot be shown again.", err=True)
             typer.echo(token)
 
 
@@ -130,7 +130,7 @@ def revoke(
     config: ConfigOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """End a token for good, from its next request on."""
+    """End a token for good: its next request is refused."""
     with clear_errors(output):
         from service.access import client_tokens as service
         from tide.cli.output import print_json
@@ -143,7 +143,7 @@ def revoke(
         if output is Output.JSON:
             print_json({"name": name, "revoked_at": moment})
         else:
-            typer.echo(f"The token '{name}' is revoked since {moment}.")
+            typer.echo(f"The token '{name}' was revoked at {moment}.")
 
 
 def _with_database(

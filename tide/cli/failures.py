@@ -1,4 +1,4 @@
-"""What a person sees of an error: one clear line, no traceback."""
+"""How errors are shown to people: one clear line, no traceback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clear_errors(output: str = "table") -> Iterator[None]:
 
 
 def _token_hint(error: TideError) -> str:
-    """Where the refused token came from, or how to give one."""
+    """Say where the refused token came from, or how to give one."""
     from tide.connecting import ENV_TOKEN
     from tide.errors import AuthenticationError
 

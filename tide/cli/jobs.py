@@ -28,13 +28,14 @@ def submit(
     key: Annotated[
         str | None,
         typer.Option(
-            "--idempotency-key", help="The same key and spec give the same job, however often sent."
+            "--idempotency-key",
+            help="Sent again with the same key and spec, the request gives the same job, not a new one.",
         ),
     ] = None,
     url: UrlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Submit a job; relative paths in its spec are the server's."""
+    """Submit a job. Relative paths in its spec are paths on the server."""
     with clear_errors(output):
         from tide.cli.opening import open_client
         from tide.cli.output import print_json
@@ -54,7 +55,9 @@ def submit(
 
 @app.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, the newest.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Show at most this many jobs, the newest.")
+    ] = 20,
     url: UrlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -114,15 +117,19 @@ def logs(
     job_id: JobArgument,
     *,
     phase: Annotated[
-        str | None, typer.Option(help="prepare, train or evaluate; default: the latest that ran.")
+        str | None, typer.Option(help="prepare, train or evaluate. Default: the latest phase that ran.")
     ] = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the present attempt.")] = None,
-    tail: Annotated[int, typer.Option(min=1, help="At most so many lines, the last ones.")] = 1000,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Number of the attempt. Default: the present one.")
+    ] = None,
+    tail: Annotated[int, typer.Option(min=1, help="Show at most this many lines, the last ones.")] = 1000,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new lines until the job ends.")
+    ] = False,
     url: UrlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show what a job's processes printed; for programs, one JSON object a line."""
+    """Show what a job's processes printed. With -o json, each line is a JSON object."""
     with clear_errors(output):
         import time
 
@@ -180,7 +187,7 @@ def _follow(client: Client, job_id: str, output: Output) -> None:
 
 
 def print_lines(text: str, output: Output) -> str:
-    """Print the whole lines of a text; gives what follows the last of them."""
+    """Print the whole lines of a text, and return what follows the last of them."""
     whole, _, unfinished = text.rpartition("\n")
     for line in whole.split("\n") if whole or text.startswith("\n") else ():
         typer.echo(json.dumps({"line": line}, ensure_ascii=False) if output is Output.JSON else line)
@@ -188,7 +195,7 @@ def print_lines(text: str, output: Output) -> str:
 
 
 def _news(shown: str, text: str) -> str:
-    """What of a growing text was not shown yet; its beginning may be cut off by the tail."""
+    """The part of a growing text that was not shown yet; the tail may have cut its beginning off."""
     if text.startswith(shown):
         return text[len(shown) :]
     last = shown.rstrip("\n").rpartition("\n")[2]

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_app(invoked: str | None) -> typer.Typer:
-    """The application, with the invoked command in full and the expensive other ones in name only."""
+    """Build the application: the invoked command in full, other commands by name where they are expensive."""
     app = typer.Typer(
         help="Distils diffusion language models as a service.",
         no_args_is_help=True,

@@ -6,5 +6,5 @@ from tide.client import Client
 
 
 def open_client(url: str | None) -> Client:
-    """A client that fails at once where no server answers: a person waits for the answer."""
+    """Open a client that fails at once when no server answers: a person waits for the answer."""
     return Client(url, retries=0)

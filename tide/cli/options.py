@@ -20,9 +20,9 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         envvar="TIDE_URL",
-        help="Address of the control plane; default: the one that `tide up` runs in this folder.",
+        help="Address of the control plane; default: that of the `tide up` of this folder.",
         show_default=False,
     ),
 ]
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="For people or for programs.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="table for people, json for programs.")]
 JobArgument = Annotated[str, typer.Argument(help="Id of the job, as `tide jobs list` shows it.")]

@@ -1,4 +1,4 @@
-"""`tide plan`: what a job would take of a cluster, before anything is spent."""
+"""`tide plan`: what a job would need of a cluster, before anything is spent."""
 
 from __future__ import annotations
 
@@ -21,39 +21,46 @@ def plan_job(
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="Cluster, a YAML or JSON file: devices: [{kind: h100-80g, count: 8}]; a kind is a name or "
-            "its figures, as `tide measure` writes them."
+            help="Cluster, a YAML or JSON file: devices: [{kind: h100-80g, count: 8}]. A kind is a name, or "
+            "the figures that `tide measure` writes."
         ),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, max=65536, help="Instead of --cluster: so many GPUs of one --kind.")
+        int | None,
+        typer.Option(min=1, max=65536, help="Instead of --cluster: the number of GPUs of one --kind."),
     ] = None,
     kind: Annotated[
         str, typer.Option(help="With --gpus: h100-80g, h200-141g, a100-80g or a100-40g.")
     ] = "h100-80g",
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Sequences of an epoch; gives steps and hours.")
+        int | None, typer.Option(min=1, help="Sequences of an epoch: needed to say steps and hours.")
     ] = None,
     student_tokens: Annotated[
         int | None, typer.Option(min=2, help="Tokens of a sequence; default: data.student_length.")
     ] = None,
     prompt_share: Annotated[
-        float, typer.Option(min=0, max=0.999, help="Share of a sequence that is prompt.")
+        float, typer.Option(min=0, max=0.999, help="Share of a sequence that is prompt, from 0 to 1.")
     ] = 0.5,
     teacher_tokens_per_token: Annotated[
         float, typer.Option(min=0.01, max=16, help="Teacher tokens for each student token.")
     ] = 1.0,
     teacher_config: Annotated[
-        str | None, typer.Option(help="The teacher's config.json, where the server has no folder of it.")
+        str | None,
+        typer.Option(help="The teacher's config.json, when the server has no folder of the model."),
     ] = None,
-    student_config: Annotated[str | None, typer.Option(help="The student's, likewise.")] = None,
+    student_config: Annotated[
+        str | None, typer.Option(help="The student's config.json, in the same case.")
+    ] = None,
     simulate: Annotated[
-        bool, typer.Option("--simulate/--no-simulate", help="Play the score path through, event by event.")
+        bool,
+        typer.Option(
+            "--simulate/--no-simulate", help="Simulate the requests to the teacher, event by event."
+        ),
     ] = True,
     url: UrlOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Say what a job would take: memory, work of a step, the best split of the GPUs, steps and hours.
+    """Say what a job would need: memory, work of a step, the best split of the GPUs, steps and hours.
 
     Nothing is stored and nothing runs. Exit status 1 when the job does not fit, with what to change.
     """

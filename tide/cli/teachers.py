@@ -38,6 +38,6 @@ def list_teachers(url: UrlOption = None, output: OutputOption = Output.TABLE) ->
 
 
 def replica_bounds(pool: Teacher) -> str:
-    """How many replicas a pool is to have: a number, or the bounds of one that grows."""
+    """How many replicas a pool should have: a number, or the bounds of a pool that grows."""
     least, most = pool.replicas, pool.max_replicas
     return f"{least}" if most <= least else f"{least}-{most}"

@@ -57,7 +57,7 @@ def _loss(client: Client, job_id: str) -> float | None:
 
 
 class View(Protocol):
-    """What watching looks like."""
+    """Shows a job that is being watched."""
 
     def open(self) -> AbstractContextManager[Any]:
         """Keep it on the screen meanwhile."""
@@ -174,7 +174,7 @@ class BarView:
 
 
 def event_line(event: Event) -> str:
-    """An event as a line: time, message, and its level when that matters."""
+    """Write an event as a line: time, message, and its level when that matters."""
     level = "" if event.level == "info" else f"{event.level.upper()}: "
     message = event.message
     if event.type == EventType.TEACHER_ATTESTED:  # the message is the fingerprint and nothing else
@@ -183,7 +183,7 @@ def event_line(event: Event) -> str:
 
 
 def outcome(job: Job) -> str:
-    """How a job ended, and where its model lies."""
+    """Say how a job ended, and where its model is."""
     if job.status is JobState.SUCCEEDED:
         model = job.model.location if job.model else None
         where = f" The student is at {model}\nTry it: tide sample {model} 'your prompt'" if model else ""
