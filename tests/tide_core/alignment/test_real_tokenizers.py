@@ -64,15 +64,13 @@ def argparse_source() -> str:
 
 
 def chunks_byte_by_byte(lengths_a: list[int], lengths_b: list[int]) -> list[list[int]]:
-    owners_a = [token for token, length in enumerate(lengths_a) for _ in range(length)]
-    owners_b = [token for token, length in enumerate(lengths_b) for _ in range(length)]
-    chunks, first = [], 0
-    for byte in range(len(owners_a)):
-        is_last = byte + 1 == len(owners_a)
-        if is_last or (owners_a[byte] != owners_a[byte + 1] and owners_b[byte] != owners_b[byte + 1]):
-            chunks.append([owners_a[first], owners_a[byte] + 1, owners_b[first], owners_b[byte] + 1])
-            first = byte + 1
-    return chunks
+    """A chunk ends after each byte at which a token of both sides ends."""
+    owners = [np.repeat(np.arange(len(side)), side) for side in (lengths_a, lengths_b)]
+    is_end = np.append((np.diff(owners[0]) != 0) & (np.diff(owners[1]) != 0), True)
+    last = np.flatnonzero(is_end)
+    first = np.append(0, last[:-1] + 1)
+    columns = [column for side in owners for column in (side[first], side[last] + 1)]
+    return np.stack(columns, 1).tolist() if len(owners[0]) else []
 
 
 @pytest.fixture(scope="module")
