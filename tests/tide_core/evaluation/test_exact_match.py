@@ -22,7 +22,7 @@ VOCAB, EOS, MASK = 12, 11, 10
 
 
 class Oracle:
-    """A teacher that wants token (position % 5) everywhere, and the end from position 13 on.
+    """A teacher whose answer is token (position % 5) everywhere, and the end from position 13 on.
 
     Hidden states are one-hot, so that the head's logits say it; every third position is unsure.
     """

@@ -173,7 +173,7 @@ class OneOf(Alone):
 
 
 def test_the_trainers_have_unequal_numbers_of_forwards(bench: Bench) -> None:
-    """Else the comparison would not show that a gather waits for everybody."""
+    """Else the comparison would not show that a gather waits for all trainers."""
     runs = [bench.run(spec_of("budget"), collective=OneOf(rank), name=f"{rank}") for rank in range(TRAINERS)]
     numbers = [[len(draw_step(run.distillation, step).batches) for run in runs] for step in range(STEPS)]
     assert any(one != other for one, other in numbers)
