@@ -348,6 +348,33 @@ MUTANTS = [
         ('head["quantisation"] = quantisation', 'head["quantisation"] = "some"'),
     ),
     *_mutants(
+        "checkpoints/special_tokens",
+        "checkpoints/test_special_tokens.py",
+        ("if text is None and ids:", "if ids:"),
+        ("if mask is not None and ids:", "if False:"),
+        ("token.content.lower() in", "token.content in"),
+        ("in settings.items() if name is not None", "in settings.items()"),
+        ('else SpecialToken("", ids[0])', "else None"),
+    ),
+    *_mutants(
+        "checkpoints/mask_addition",
+        "models/test_conversion.py",
+        ("if found is not None and found.text:", "if False:"),
+        ("token_id=None if found is None else found.id", "token_id=None"),
+    ),
+    *_mutants(
+        "contracts/families",
+        "contracts/test_families.py",
+        ("family.becomes_student and not family.student_of else None", "not family.student_of else None"),
+        ("self.default if value is None else bool(value)", "self.default"),
+    ),
+    *_mutants(
+        "checkpoints/hub_names",
+        "checkpoints/test_hub_names.py",
+        ('"--" not in text', '"---" not in text'),
+        ("{1,96}", "+"),
+    ),
+    *_mutants(
         "models/loading",
         "models/test_checkpoint_files.py",
         ("if not torch.equal(head.get_tensor(key)", "if False and not torch.equal(head.get_tensor(key)"),

@@ -14,9 +14,11 @@ from service.jobs.model_folders import check_student_architecture, check_teacher
 from tide_core.contracts.errors import CheckpointError, InvalidInputError
 from tide_core.contracts.families import (
     ALL_ATTENTION,
+    ALWAYS,
     FAMILIES,
     QWEN3,
     STUDENT_PREFIX,
+    Switch,
     architecture_name,
     find_family,
     is_student_type,
@@ -103,6 +105,17 @@ def test_the_spec_takes_what_the_loader_takes() -> None:
 
 def test_the_patterns_are_those_of_score_requests() -> None:
     assert set(ALL_ATTENTION) == {layout.value for layout in Layout}
+
+
+def test_a_switch_is_settled_or_read_from_its_field() -> None:
+    assert ALWAYS.read({"": False})
+    switch = Switch(True, "use_it")
+    assert [switch.read(config) for config in ({}, {"use_it": None}, {"use_it": False}, {"use_it": 1})] == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_only_causal_families_have_students() -> None:
