@@ -138,7 +138,7 @@ def _drive(
     monkeypatch.setattr(
         worker, "run_phase", lambda *_: seen.append(current_traceparent()) or outcome or Finished()
     )
-    monkeypatch.setattr(worker, "say", lambda _: None)
+    monkeypatch.setattr(worker, "deliver_last", lambda _: None)
     assert worker.main() == (1 if isinstance(outcome, Failed) else 0)
     assert seen[0] is not None
     assert seen[0].split("-")[1] == environment[ENV_TRACEPARENT].split("-")[1]
