@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 
-from tests.support.running_tide import Service, await_true, job_spec
+from tests.support.running_tide import Service, job_spec
+from tide.client import JobHandle
+from tide_core.contracts.states import JobState
 from tide_core.models.student import BlockDiffusionStudent
 from tide_core.samplers.block import sample
 from tide_core.samplers.settings import SamplerSettings
@@ -38,40 +39,32 @@ def evaluated_spec(folder: Path, **changes: Any) -> dict[str, Any]:
     return spec
 
 
-def post(service: Service, spec: dict[str, Any]) -> str:
-    answer = httpx.post(f"{service.url}/v1/jobs", json=spec, timeout=20)
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["id"])
-
-
 def test_two_jobs_end_with_a_report_and_a_student(tide: Service, tmp_path: Path) -> None:
     shared = evaluated_spec(tmp_path / "shared")
     moe = write_tiny_teacher(tmp_path / "moe", "llada2_moe")
     cross = evaluated_spec(tmp_path / "cross", objective="tide_cross", pipeline="cross_tokenizer")
     cross["teacher"] = {"model": str(moe)}
-    jobs = {name: post(tide, spec) for name, spec in (("shared", shared), ("cross", cross))}
-    for job_id in jobs.values():
-        await_true(lambda i=job_id: tide.get(f"/v1/jobs/{i}")["finished_at"], f"{job_id} has ended", 240)
-    for name, job_id in jobs.items():
-        job = tide.get(f"/v1/jobs/{job_id}")
-        assert job["status"] == "succeeded", (name, job["error"])
-        _check_events(tide, job_id)
-        _check_metrics(tide, job_id)
-        _check_report(Path(job["model"]["location"]).parent, name)
-        _check_student(Path(job["model"]["location"]))
+    posted = {name: tide.client.jobs.create(spec) for name, spec in (("shared", shared), ("cross", cross))}
+    for name, job in posted.items():
+        ended = job.wait(240)
+        assert ended.status is JobState.SUCCEEDED, (name, ended.error)
+        _check_events(ended)
+        _check_metrics(ended)
+        _check_report(Path(ended.model.location).parent, name)
+        _check_student(Path(ended.model.location))
 
 
-def _check_events(service: Service, job_id: str) -> None:
-    kinds = [event["type"] for event in service.get(f"/v1/jobs/{job_id}/events?limit=100")["data"]]
+def _check_events(job: JobHandle) -> None:
+    kinds = [event.type for event in job.events()]
     for kind in ("job.queued", "job.preparing", "job.running", "job.evaluating", "job.succeeded"):
         assert kinds.count(kind) == 1, kinds
     assert any(kind.endswith("attested") for kind in kinds), kinds
 
 
-def _check_metrics(service: Service, job_id: str) -> None:
-    series = {entry["name"]: entry for entry in service.get(f"/v1/jobs/{job_id}/metrics")["data"]}
-    assert series["loss"]["steps"] == list(range(1, STEPS + 1))
-    assert len(series["held_out/nelbo"]["values"]) == 1
+def _check_metrics(job: JobHandle) -> None:
+    series = {entry.name: entry for entry in job.metrics().data}
+    assert series["loss"].steps == list(range(1, STEPS + 1))
+    assert len(series["held_out/nelbo"].values) == 1
     assert {"teacher_wait_seconds", "gradient_norm", "mask_rate"} <= set(series)
 
 

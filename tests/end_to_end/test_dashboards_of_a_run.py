@@ -23,9 +23,10 @@ from service.orchestrator.embedded_ray import read_record
 from tests.support.fetching import find_program
 from tests.support.otlp_collector import Collector
 from tests.support.running_prometheus import Prometheus, running_prometheus
-from tests.support.running_tide import Service, await_true, job_spec
+from tests.support.running_tide import Service, job_spec
 from tests.support.skips import require
 from tide_core.contracts.metrics import TEACHER_METRICS, Metric
+from tide_core.contracts.states import JobState
 from tools import dashboards
 from tools import render_dashboards as render
 
@@ -70,7 +71,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         prometheus = stack.enter_context(running_prometheus(folder, targets, "1s"))
         start = time.time()
         job_id = _run(service, folder)
-        (pool,) = service.get("/v1/teachers")["data"]
+        (pool,) = service.client.teachers.list()
         time.sleep(EXPORT_SECONDS)
         yield Watched(
             service=service,
@@ -78,7 +79,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             collector=collector,
             ray_port=record.metrics_port,
             job_id=job_id,
-            application=pool["id"],
+            application=pool.id,
             start=start,
             end=time.time(),
         )
@@ -91,13 +92,9 @@ def _run(service: Service, folder: Path) -> str:
     spec["hyperparameters"]["global_batch_size"] = 8
     # What an earlier run of this test asked is in the cache: the teacher would have nothing to do.
     spec["resources"] = {"score_cache": False}
-    answer = httpx.post(f"{service.url}/v1/jobs", json=spec, timeout=20)
-    assert answer.status_code == 201, answer.text
-    job_id = str(answer.json()["id"])
-    await_true(lambda: service.get(f"/v1/jobs/{job_id}")["finished_at"], f"{job_id} has ended", 400)
-    job = service.get(f"/v1/jobs/{job_id}")
-    assert job["status"] == "succeeded", job["error"]
-    return job_id
+    job = service.client.jobs.create(spec).wait(400)
+    assert job.status is JobState.SUCCEEDED, job.error
+    return job.id
 
 
 def _has_data(watched: Watched, query: str) -> bool:

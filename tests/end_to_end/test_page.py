@@ -40,9 +40,7 @@ def test_the_page_shows_a_job_from_its_start_to_its_curve_and_end(
     page.on("requestfailed", lambda r: r.url.endswith("/stream") or problems.append(r.url))
     page.goto(tide.url)
     spec = job_spec(tmp_path, steps=60, name="seen in a browser")
-    posted = httpx.post(f"{tide.url}/v1/jobs", json=spec, timeout=20)
-    assert posted.status_code == 201, posted.text
-    row = f'[data-job="{posted.json()["id"]}"]'
+    row = f'[data-job="{tide.client.jobs.create(spec).id}"]'
 
     page.wait_for_selector(row)  # it appears without a reload
     page.wait_for_selector(f"{row} progress", timeout=120_000)

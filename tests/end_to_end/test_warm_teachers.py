@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.running_tide import Service, await_true, job_spec
+from tide.client import JobHandle
+from tide_core.contracts.resources import Teacher
+from tide_core.contracts.states import JobState
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -31,43 +31,38 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def test_a_pool_is_kept_warm_goes_to_nothing_and_wakes(service: Service, tmp_path: Path) -> None:
     spec = job_spec(tmp_path, steps=4)
 
-    def run() -> str:
-        """A job to its end; its id."""
-        answer = httpx.post(f"{service.url}/v1/jobs", json=spec, timeout=20)
-        assert answer.status_code == 201, answer.text
-        path = f"/v1/jobs/{answer.json()['id']}"
-        await_true(lambda: service.get(path)["finished_at"] is not None, "the job has ended", 240)
-        job = service.get(path)
-        assert job["status"] == "succeeded", job["error"]
-        return str(job["id"])
+    def run() -> JobHandle:
+        """A job, at its end."""
+        job = service.client.jobs.create(spec).wait(240)
+        assert job.status is JobState.SUCCEEDED, job.error
+        return job
 
-    cold = seconds_until_taught(service, run())
+    cold = seconds_until_taught(run())
     assert cold < WAKE_SECONDS
-    assert pool(service)["status"] == "ready", "the pool works on when its job has ended"
-    created = pool(service)["created_at"]
+    assert pool(service).status == "ready", "the pool works on when its job has ended"
+    created = pool(service).created_at
 
-    warm = seconds_until_taught(service, run())
+    warm = seconds_until_taught(run())
     assert warm < min(3.0, cold), "the second job of a study finds its teacher loaded"
 
     ended = time.monotonic()
-    await_true(lambda: pool(service)["status"] == "stopped", "nobody uses it: it goes", LINGER_SECONDS + 40)
+    await_true(lambda: pool(service).status == "stopped", "nobody uses it: it goes", LINGER_SECONDS + 40)
     assert time.monotonic() - ended > LINGER_SECONDS / 2, "but not at once"
-    assert pool(service)["ready_replicas"] == 0
+    assert pool(service).ready_replicas == 0
 
-    woken = seconds_until_taught(service, run())
+    woken = seconds_until_taught(run())
     assert warm < woken < WAKE_SECONDS
-    assert pool(service)["created_at"] == created, "it is the same pool"
+    assert pool(service).created_at == created, "it is the same pool"
     print(f"cold {cold:.1f} s, warm {warm:.1f} s, woken {woken:.1f} s")
 
 
-def pool(service: Service) -> dict[str, Any]:
+def pool(service: Service) -> Teacher:
     """The one pool there is."""
-    (found,) = service.get("/v1/teachers")["data"]
-    return dict(found)
+    (found,) = service.client.teachers.list()
+    return found
 
 
-def seconds_until_taught(service: Service, job_id: str) -> float:
+def seconds_until_taught(job: JobHandle) -> float:
     """From the job's lease to the start of its training, by its events."""
-    events = service.get(f"/v1/jobs/{job_id}/events?limit=100")["data"]
-    at = {event["type"]: datetime.fromisoformat(event["created_at"]) for event in events}
+    at = {event.type: event.created_at for event in job.events()}
     return (at["job.running"] - at["teacher.leased"]).total_seconds()

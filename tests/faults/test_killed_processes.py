@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -32,14 +31,11 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_a_job_survives_the_control_plane_and_then_the_cluster(service: Service, tmp_path: Path) -> None:
-    answer = httpx.post(f"{service.url}/v1/jobs", json=job_spec(tmp_path, steps=STEPS), timeout=20)
-    assert answer.status_code == 201, answer.text
-    job_id = answer.json()["id"]
-    path = f"/v1/jobs/{job_id}"
+    job = service.client.jobs.create(job_spec(tmp_path, steps=STEPS))
 
     def steps_done() -> int:
-        series = service.get(f"{path}/metrics?name=loss")["data"]
-        return max(series[0]["steps"], default=0) if series else 0
+        series = job.metrics("loss").data
+        return max(series[0].steps, default=0) if series else 0
 
     await_true(lambda: steps_done() >= 1, "training has begun", 240)
     service.kill()
@@ -47,25 +43,23 @@ def test_a_job_survives_the_control_plane_and_then_the_cluster(service: Service,
     service.start()
     seen = steps_done()
     await_true(lambda: steps_done() > seen, "the same attempt goes on")
-    job = service.get(path)
-    assert (job["status"], job["attempt"]) == ("running", 1)
+    running = job.refresh()
+    assert (running.status, running.attempt) == ("running", 1)
 
-    await_true(lambda: service.get(f"{path}/checkpoints")["data"], "there is a checkpoint")
+    await_true(lambda: list(job.checkpoints()), "there is a checkpoint")
     record = embedded_ray.read_record(service.folder)
     assert record is not None
-    assert service.get(path)["status"] == "running", "the job is too short for this test"
+    assert job.refresh().status == "running", "the job is too short for this test"
     for process in embedded_ray.find_members(record):
         with contextlib.suppress(psutil.NoSuchProcess):  # it went down with one that was killed before it
             process.kill()
-    await_true(lambda: service.get(path)["finished_at"] is not None, "the job has ended", 240)
 
-    job = service.get(path)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
-    (loss,) = service.get(f"{path}/metrics?name=loss&max_points={STEPS}")["data"]
-    steps = loss["steps"]
-    assert steps == list(range(1, STEPS + 1)), "every step is stored, once"
-    assert job["model"]["step"] == STEPS
-    assert Path(job["model"]["location"], "model.safetensors").is_file()
-    kinds = [event["type"] for event in service.get(f"{path}/events?limit=100")["data"]]
+    ended = job.wait(240)
+    assert (ended.status, ended.attempt) == ("succeeded", 2), ended.error
+    (loss,) = job.metrics("loss", max_points=STEPS).data
+    assert loss.steps == list(range(1, STEPS + 1)), "every step is stored, once"
+    assert ended.model.step == STEPS
+    assert Path(ended.model.location, "model.safetensors").is_file()
+    kinds = [event.type for event in job.events()]
     assert kinds.count("job.succeeded") == 1
     assert kinds.count("attempt.started") == 1

@@ -31,11 +31,9 @@ def impatient(tmp_path: Path) -> Iterator[Service]:
 def test_a_job_survives_a_teacher_that_is_gone_for_a_while(impatient: Service, tmp_path: Path) -> None:
     """One counted failure would end it."""
     spec = job_spec(tmp_path, steps=STEPS, resources={"max_attempts": 1, "score_cache": False})
-    answer = httpx.post(f"{impatient.url}/v1/jobs", json=spec, timeout=20)
-    assert answer.status_code == 201, answer.text
-    path = f"/v1/jobs/{answer.json()['id']}"
-    await_true(lambda: impatient.get(f"{path}/checkpoints")["data"], "there is a checkpoint", 240)
-    assert impatient.get(path)["status"] == "running", "the job is too short for this test"
+    job = impatient.client.jobs.create(spec)
+    await_true(lambda: list(job.checkpoints()), "there is a checkpoint", 240)
+    assert job.refresh().status == "running", "the job is too short for this test"
 
     record = embedded_ray.read_record(impatient.folder)
     assert record is not None
@@ -45,18 +43,17 @@ def test_a_job_survives_a_teacher_that_is_gone_for_a_while(impatient: Service, t
     def has_given_up() -> bool:
         """Whether the attempt has ended; the pool that the control plane brings back is taken down again."""
         httpx.delete(f"{record.dashboard_url}/api/serve/applications/", headers=headers, timeout=30)
-        return bool(impatient.get(path)["attempt"] == 2)
+        return job.refresh().attempt == 2
 
     await_true(has_given_up, "the trainer gave up", 120)
     assert time.monotonic() - began >= DEADLINE_SECONDS
-    await_true(lambda: impatient.get(path)["finished_at"] is not None, "the job has ended", 240)
 
-    job = impatient.get(path)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
-    (loss,) = impatient.get(f"{path}/metrics?name=loss&max_points={STEPS}")["data"]
-    assert loss["steps"] == list(range(1, STEPS + 1)), "every step is stored, once"
-    events = impatient.get(f"{path}/events?limit=100")["data"]
-    (failed,) = [event for event in events if event["type"] == "train.failed"]
-    assert failed["data"]["code"] in ("score_deadline", "score_unavailable")
-    (again,) = [event for event in events if event["type"] == "attempt.started"]
-    assert again["data"]["counts"] is False
+    ended = job.wait(240)
+    assert (ended.status, ended.attempt) == ("succeeded", 2), ended.error
+    (loss,) = job.metrics("loss", max_points=STEPS).data
+    assert loss.steps == list(range(1, STEPS + 1)), "every step is stored, once"
+    events = list(job.events())
+    (failed,) = [event for event in events if event.type == "train.failed"]
+    assert failed.data["code"] in ("score_deadline", "score_unavailable")
+    (again,) = [event for event in events if event.type == "attempt.started"]
+    assert again.data["counts"] is False

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from tide.client import Client
+from tide.errors import ApiError
 from tide.instance import read_instance
 from workers.teachers.tiny import END_ID, MASK_ID, VOCAB_SIZE, write_tiny_teacher
 
@@ -42,10 +42,7 @@ class Service:
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
         self._flags = flags
-        self.url = ""
-        # One for all questions: each new one reads the machine's certificates, a twentieth of a second.
-        # No connection is kept: the server is killed and comes back.
-        self._client = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+        self._client: Client | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -71,17 +68,26 @@ class Service:
         self._process.terminate()
         self._process.wait(40)
 
-    def get(self, path: str) -> Any:
-        return self._client.get(f"{self.url}{path}").raise_for_status().json()
+    @property
+    def client(self) -> Client:
+        """A client of it; it works on when the server was killed and started again."""
+        assert self._client is not None, "started first"
+        return self._client
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self.client.url
 
     def _is_ready(self, pid: int) -> bool:
         instance = read_instance(self.folder)
         if instance is None or instance.pid != pid:
             return False
-        self.url = instance.url
+        if self._client is None or self._client.url != instance.url:
+            self._client = Client(instance.url)
         try:
-            return self._client.get(f"{self.url}/readyz").status_code == 200
-        except httpx.HTTPError:
+            return self._client.ready().status == "ready"
+        except ApiError:
             return False
 
 
