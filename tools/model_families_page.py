@@ -68,7 +68,7 @@ def _row(family: ModelFamily) -> str:
 
 
 def _blocks(family: ModelFamily) -> str:
-    if "block_staircase" not in family.attention:
+    if not family.knows_blocks:
         return "none"
     size = f"of {family.block_size}, " if family.block_size else ""
     return f"{size}from {'token 0' if family.counts_from_start else 'the end of the prompt'}"

@@ -34,6 +34,20 @@ def sample(
     block_size: Annotated[
         int | None, typer.Option(help="Tokens of a block. Default: the model's own, else 32.")
     ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Where steps do not divide: even (the remainder first), or dllm (as the dLLM tools, with a "
+            "short last block)."
+        ),
+    ] = "even",
+    pad_prompt: Annotated[
+        bool | None,
+        typer.Option(
+            help="Pad the prompt to whole blocks, or count blocks from token 0. Default: as the model's own "
+            "tools do."
+        ),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
     ] = False,
@@ -45,9 +59,12 @@ def sample(
     """Sample an answer from a checkpoint."""
     with clear_errors(output):
         from tide_core.contracts.errors import InvalidInputError
+        from tide_core.samplers.settings import Schedule
         from workers.sampling import SamplingRequest, sample_text
 
         require_output(output)
+        if schedule not in set(Schedule):
+            raise InvalidInputError(f"--schedule takes {' or '.join(Schedule)}.", param="schedule")
         if stream and output == "json":
             raise InvalidInputError("--stream prints text: leave out -o json.", param="stream")
         request = SamplingRequest(
@@ -60,6 +77,8 @@ def sample(
             guidance=guidance,
             seed=seed,
             block_size=block_size,
+            schedule=Schedule(schedule),
+            pads_prompt=pad_prompt,
             is_raw=raw,
             device=device,
             dtype=dtype,

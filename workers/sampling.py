@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tide_core.checkpoints.special_tokens import find_special_tokens
 from tide_core.checkpoints.tokenizer_folder import load_tokenizer, read_chat_template
 from tide_core.contracts.errors import InvalidInputError
+from tide_core.contracts.families import find_family
 from tide_core.data.conversations import Message
 from tide_core.data.templates import ChatTemplate
 from tide_core.models.decoder import Decoder
@@ -21,7 +22,7 @@ from tide_core.models.dense import DenseConfig
 from tide_core.models.loading import parse_dtype
 from tide_core.models.teachers.adapter import load_teacher
 from tide_core.samplers.block import sample
-from tide_core.samplers.settings import DEFAULT_BLOCK_SIZE, CommittedTokens, SamplerSettings
+from tide_core.samplers.settings import DEFAULT_BLOCK_SIZE, CommittedTokens, SamplerSettings, Schedule
 from workers.storage import materialise_model
 
 AUTO = "auto"
@@ -29,7 +30,9 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRequest:
-    """One prompt and how to answer it; see ``SamplerSettings`` for the sampling fields."""
+    """One prompt and how to answer it; see ``SamplerSettings`` for the sampling fields. Where ``block_size``
+    or ``pads_prompt`` is None, the model's family decides, as its own tools do.
+    """
 
     checkpoint: str
     prompt: str
@@ -40,6 +43,8 @@ class SamplingRequest:
     guidance: float = 0.0
     seed: int = 0
     block_size: int | None = None
+    schedule: Schedule = Schedule.EVEN
+    pads_prompt: bool | None = None
     is_raw: bool = False
     device: str = AUTO
     dtype: str = AUTO
@@ -134,14 +139,20 @@ class TextStream:
 
 def _settings(request: SamplingRequest, model: Decoder) -> SamplerSettings:
     own = model.config.block_size if isinstance(model.config, DenseConfig) else None
+    family = find_family(model.config.model_type)
+    assert family is not None, "only known families are loaded"
+    pads_prompt = request.pads_prompt
     return SamplerSettings(
         max_new_tokens=request.max_new_tokens,
         block_size=request.block_size or own or DEFAULT_BLOCK_SIZE,
         steps=request.steps,
+        schedule=request.schedule,
         threshold=request.threshold,
         temperature=request.temperature,
         guidance=request.guidance,
         seed=request.seed,
+        pads_prompt=not family.counts_from_start if pads_prompt is None else pads_prompt,
+        is_bidirectional=not family.knows_blocks,
     )
 
 

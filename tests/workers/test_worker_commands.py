@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,13 @@ from typer.testing import CliRunner, Result
 from tide_core.models.conversion import initialise
 from tide_core.models.dense import DenseDecoder
 from tide_core.models.student import BlockDiffusionStudent
-from tide_core.samplers.settings import CommittedTokens
+from tide_core.models.teachers.adapter import load_teacher
+from tide_core.samplers.block import sample
+from tide_core.samplers.settings import CommittedTokens, SamplerSettings, Schedule
 from workers import commands
-from workers.sampling import TextStream
+from workers.sampling import SamplingRequest, TextStream, sample_text
 from workers.student.checkpoint import CheckpointStore, TrainingState
+from workers.teachers.tiny import write_tiny_teacher
 
 CONFIG = {
     "model_type": "qwen3",
@@ -159,6 +164,7 @@ def test_conversion_from_a_config(qwen_folder: Path, tmp_path: Path) -> None:
         (("sample", "CHECKPOINT", "Hi", "--dtype", "int4"), "dtype"),
         (("sample", "CHECKPOINT", "", "--raw"), "prompt is empty"),
         (("sample", "CHECKPOINT", "Hi", "-o", "xml"), "text or json"),
+        (("sample", "CHECKPOINT", "Hi", "--schedule", "cosine"), "even or dllm"),
         (("sample", "CHECKPOINT", "Hi", "-o", "json", "--stream"), "--stream"),
         (("convert", "CHECKPOINT", "TARGET", "--tokenizer", "x"), "--from-config"),
         (("convert", "/nowhere", "TARGET"), "/nowhere"),
@@ -182,3 +188,31 @@ def test_mistakes_get_one_line_and_no_trace(
 def test_errors_are_json_where_json_was_asked_for() -> None:
     done = run("sample", "/nowhere", "Hi", "-o", "json")
     assert json.loads(done.stderr)["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("sdar", {"block_size": 4, "pads_prompt": False}),
+        ("Fast_dLLM_Qwen", {"block_size": 8, "pads_prompt": False}),
+        ("llada2_moe", {"block_size": 32, "pads_prompt": False}),
+        ("llada", {"block_size": 32, "is_bidirectional": True}),
+        ("Dream", {"block_size": 32, "is_bidirectional": True}),
+        ("wedlm", {"block_size": 32}),
+    ],
+)
+def test_a_familys_own_way_of_sampling_is_the_default(
+    model_type: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_tiny_teacher(tmp_path / "teacher", model_type)
+    request = SamplingRequest(
+        checkpoint=str(folder), prompt="one two three", max_new_tokens=10, is_raw=True, device="cpu"
+    )
+    model = load_teacher(folder)
+    settings = SamplerSettings(max_new_tokens=10, **expected)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    prompt = tokenizer.encode("one two three", add_special_tokens=False).ids
+    assert sample_text(request).text == tokenizer.decode(sample(model, [prompt], settings).ids[0])
+    other = replace(request, pads_prompt=not settings.pads_prompt, schedule=Schedule.DLLM, steps=3)
+    theirs = replace(settings, pads_prompt=not settings.pads_prompt, schedule=Schedule.DLLM, steps=3)
+    assert sample_text(other).text == tokenizer.decode(sample(model, [prompt], theirs).ids[0])

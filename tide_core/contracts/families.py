@@ -158,6 +158,11 @@ class ModelFamily:
         """``model_type`` of a student made of it."""
         return STUDENT_PREFIX + (self.student_of or self.model_type)
 
+    @property
+    def knows_blocks(self) -> bool:
+        """Whether it was trained with blocks; without, every token sees every other, later masks included."""
+        return self.attention != WHOLE_SEQUENCE
+
     def standard_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a ``config.json``, its sizes under their usual names too."""
         named = {usual: config[own] for usual, own in self.own_names if config.get(own) is not None}
