@@ -1,5 +1,7 @@
 """The evaluators that a job's evaluation runs, in their order: add one to the tuple and it is run.
 
+In: a resolved spec. Out: the evaluators that it asks for.
+
 A new evaluator touches:
 
 1. its module in this folder: a class as `Evaluator` (`evaluator.py`) says, and its place in `EVALUATORS`;
