@@ -117,7 +117,10 @@ def convert(
     ] = None,
     to: Annotated[
         str,
-        typer.Option(help="Layout to write: student (Tide's), or dllm (the a2d models of the dLLM tools)."),
+        typer.Option(
+            help="Layout to write: student (Tide's), dllm (the a2d models of the dLLM tools), or sdar (what "
+            "sglang and lmdeploy serve as SDAR)."
+        ),
     ] = "student",
     state: Annotated[
         str | None,

@@ -10,7 +10,8 @@ from typing import Any, cast, get_args
 
 from tide_core.checkpoints.headers import read_config, read_json
 from tide_core.contracts.errors import InvalidInputError
-from tide_core.models.conversion import FolderLayout, convert, initialise
+from tide_core.contracts.families import FolderLayout
+from tide_core.models.conversion import convert, initialise
 from tide_core.models.student import BlockDiffusionStudent
 from workers.storage import materialise_model
 from workers.student.checkpoint import load_state_weights
@@ -42,6 +43,8 @@ class ConversionReport:
     parameters: int
     vocab_size: int
     mask_token_id: int
+    block_size: int | None = None
+    layout: str = "student"
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
@@ -49,10 +52,14 @@ class ConversionReport:
 
     def summary(self) -> str:
         """One line for a person."""
-        return (
+        line = (
             f"{self.target}: {self.model_type}, {self.parameters / 1e6:.1f}M parameters, vocabulary "
             f"{self.vocab_size}, mask token {self.mask_token_id}"
         )
+        if self.layout == "dllm" and self.block_size is not None:
+            # Their samplers do not read it from config.json.
+            line += f"; sample with block_size={self.block_size} there"
+        return line
 
 
 def convert_model(request: ConversionRequest) -> ConversionReport:
@@ -75,6 +82,8 @@ def convert_model(request: ConversionRequest) -> ConversionReport:
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         vocab_size=student.vocab_size,
         mask_token_id=student.mask_token_id,
+        block_size=student.config.block_size,
+        layout=request.layout,
     )
 
 

@@ -117,7 +117,10 @@ def test_conversion_of_a_causal_model(qwen_folder: Path, tmp_path: Path) -> None
 
 def test_a_student_goes_to_the_dllm_tools_and_back(checkpoint: Path, tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
-    assert run("convert", checkpoint, there, "--to", "dllm").exit_code == 0
+    done = run("convert", checkpoint, there, "--to", "dllm")
+    assert done.exit_code == 0
+    # Their samplers do not read it from config.json.
+    assert "sample with block_size=8 there" in done.stdout
     assert run("convert", there, back).exit_code == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (back / name).read_bytes() == (checkpoint / name).read_bytes()
@@ -169,6 +172,7 @@ def test_conversion_from_a_config(qwen_folder: Path, tmp_path: Path) -> None:
         (("convert", "CHECKPOINT", "TARGET", "--tokenizer", "x"), "--from-config"),
         (("convert", "/nowhere", "TARGET"), "/nowhere"),
         (("convert", "CHECKPOINT", "TARGET", "--to", "onnx"), "student or dllm"),
+        (("convert", "CHECKPOINT", "TARGET", "--to", "sdar"), "expect Qwen3's tokenizer"),
         (("convert", "CHECKPOINT", "TARGET", "--from-config", "--to", "dllm"), "leave out"),
         (("convert", "CHECKPOINT", "TARGET", "--state", "/nowhere/step-00000001"), "training state"),
         (("convert", "CHECKPOINT", "TARGET", "--state", "CHECKPOINT"), "training state"),

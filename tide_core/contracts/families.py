@@ -20,6 +20,11 @@ ALL_ATTENTION: tuple[AttentionName, ...] = get_args(AttentionName)
 WHOLE_SEQUENCE: tuple[AttentionName, ...] = ("bidirectional",)
 """What a family may see that was trained with full attention alone."""
 
+FolderLayout = Literal["student", "dllm", "sdar"]
+"""Whose folder of a student is written. ``student``: what jobs and ``tide sample`` take; ``dllm``: what the
+dLLM tools load, and jobs too; ``sdar``: what the engines that serve SDAR load (sglang, lmdeploy), and jobs
+too."""
+
 STUDENT_PREFIX = "a2d-"
 """A block-diffusion student made of a causal family carries the family's name behind this prefix, as the dLLM
 tools write it ("A2D": autoregressive to diffusion)."""

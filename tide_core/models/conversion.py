@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,13 +19,12 @@ from tide_core.checkpoints.mask_addition import ensure_mask_token
 from tide_core.checkpoints.special_tokens import SpecialToken, confirm_mask_id, require_mask_token
 from tide_core.checkpoints.tokenizer_folder import copy_tokenizer
 from tide_core.contracts.errors import CheckpointError, ConflictError
-from tide_core.contracts.families import causal_types, find_family, is_student_type
+from tide_core.contracts.families import SDAR, FolderLayout, causal_types, find_family, is_student_type
 from tide_core.models.dllm_layout import fit_tokenizer
 from tide_core.models.export import CARD_NAME, ModelCard
+from tide_core.models.sdar_layout import check_student, rewrite_folder
 from tide_core.models.student import BlockDiffusionStudent
 
-FolderLayout = Literal["student", "dllm"]
-"""``student``: what jobs and ``tide sample`` take; ``dllm``: what the dLLM tools load, and jobs too."""
 Fill = Callable[[BlockDiffusionStudent], None]
 """Puts other weights into a student."""
 
@@ -74,6 +73,7 @@ def convert(
         CheckpointError: the source cannot be converted.
         TokenizerError: its tokenizer has no mask token and ``add_mask_token`` is not set, or it does not fit
             the layout.
+        InvalidInputError: the layout needs a block size, and none is known.
         ConflictError: the target holds files already.
     """
     student_config(read_config(source))
@@ -86,7 +86,11 @@ def convert(
             fill(student)
         if layout == "dllm":
             fit_tokenizer(folder, token, student.eos_token_ids)
+        if layout == SDAR.model_type:
+            check_student(student.config, folder)
         student.save_pretrained(folder, card=_card(Path(source), folder, is_refilled=fill is not None))
+        if layout == SDAR.model_type:
+            rewrite_folder(folder, student.config)
         return student
 
     return _publish(target, build)
