@@ -141,26 +141,27 @@ def test_a_report_that_is_kept_while_the_spool_is_removed_stays(
     server = Server()
     reporter = HttpReporter(server.control(), make_brief(tmp_path), interval=0.01)
     remove = Path.unlink
-    trainers: list[threading.Thread] = []
+    is_removing, is_kept = threading.Event(), threading.Event()
+    kept_meanwhile: list[bool] = []
 
     def keep() -> None:
         reporter.send(metric(1))
         reporter.keep()
+        is_kept.set()
 
     def remove_meanwhile(path: Path, missing_ok: bool = False) -> None:
-        if path == spool_path(make_brief(tmp_path)) and not trainers:
+        if path == spool_path(make_brief(tmp_path)) and not is_removing.is_set():
+            is_removing.set()
             server.is_down = True
-            trainers.append(threading.Thread(target=keep))
-            trainers[0].start()
-            trainers[0].join(0.2)  # long enough to write a spool, unless it has to wait for this removal
+            threading.Thread(target=keep).start()
+            kept_meanwhile.append(is_kept.wait(0.2))  # long enough, unless it has to wait for this removal
         remove(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", remove_meanwhile)
     reporter.send(metric(0))
     assert reporter.flush(5)
-    while not trainers or trainers[0].ident is None:  # it is started a moment after it is listed
-        time.sleep(0.01)
-    trainers[0].join(5)
+    assert is_kept.wait(10)
+    assert kept_meanwhile == [False], "what is kept is written after the removal"
     assert '"step":1' in spool_path(make_brief(tmp_path)).read_text()
     server.is_down = False
     assert reporter.close(10)
