@@ -33,7 +33,6 @@ _COLUMNS = 2
 _MOST_LEGENDS = 9
 _POINTS = 300
 _LEGEND = re.compile(r"\{\{(\w+)\}\}")
-_FOREIGN = re.compile(r"\$\{?\w+\}?")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tide_core.checkpoints.hub_names import is_hub_name
+from tide_core.contracts.environment import ENV_CACHE
 from tide_core.contracts.errors import CheckpointError, DataError, InvalidInputError, TideError
 
-ENV_CACHE = "TIDE_CACHE"
-"""Environment variable that names the folder of local copies."""
 TOKENIZER_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
 MODEL_PATTERNS = (*TOKENIZER_PATTERNS, "*.safetensors")
 # Pickled weights can run code when opened, and a folder may hold them beside the safetensors.

@@ -26,6 +26,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tide_core.contracts.environment import ENV_CACHE, ENV_SCORE_CACHE_BYTES
 from tide_core.contracts.errors import TideError
 
 MARKER = "TIDE_EMBEDDED_RAY"
@@ -295,8 +296,8 @@ def _command(options: HeadOptions, sessions: Path, ports: Mapping[str, int]) -> 
     return [*command, "--disable-usage-stats", *(f"--{name}={value}" for name, value in flags.items())]
 
 
-_WORKERS_OWN = ("TIDE_CACHE", "TIDE_SCORE_CACHE_BYTES")
-"""Variables that workers read themselves (storage.py, scores/opening.py): the user's count."""
+_WORKERS_OWN = (ENV_CACHE, ENV_SCORE_CACHE_BYTES)
+"""Variables that workers read themselves; the head passes the user's values on."""
 
 
 def make_environment(folder: Path, marker: str) -> dict[str, str]:
@@ -306,7 +307,7 @@ def make_environment(folder: Path, marker: str) -> dict[str, str]:
         if name in _WORKERS_OWN or not name.startswith(("RAY_", "TIDE_"))
     }
     return (
-        {"TIDE_CACHE": str((folder / "cache").resolve())}
+        {ENV_CACHE: str((folder / "cache").resolve())}
         | dict(inherited)
         | {
             MARKER: marker,
@@ -315,8 +316,6 @@ def make_environment(folder: Path, marker: str) -> dict[str, str]:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray's switch for laptops: without clustering, every process listens on 127.0.0.1 alone.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            # One machine: look at the trainers often, a short job would else spend its time waiting.
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "PYTHONUNBUFFERED": "1",
         }
     )

@@ -30,7 +30,6 @@ _CLASSES: dict[int, type[ApiError]] = {
     409: RequestConflictError,
     429: TooManyRequestsError,
 }
-_LONGEST_TEXT = 300
 
 
 def error_of(response: httpx.Response) -> ApiError:

@@ -1,4 +1,4 @@
-"""Environment of every process that computes: its threads, and an allocator that keeps its memory.
+"""Environment of every process that computes: its threads, an allocator that keeps its memory, its caches.
 
 In: a number of threads. Out: variables. The control plane gives them to Ray jobs and to replicas of pools,
 workers to the processes that they start, and benchmarks to what they time. They are part of a running pool's
@@ -14,6 +14,11 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+
+ENV_CACHE = "TIDE_CACHE"
+"""Names the folder of a node's local copies and cached scores."""
+ENV_SCORE_CACHE_BYTES = "TIDE_SCORE_CACHE_BYTES"
+"""Bound of the score cache on a node's disk; 0 turns it off."""
 
 
 def compute_environment(threads: int) -> dict[str, str]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tide_core.checkpoints.headers import BYTES_PER_DTYPE
 from tide_core.contracts.plan import DeviceKind
 from tide_core.planning import traffic
 from tide_core.planning.shapes import ModelShape
 
 Precision = Literal["float32", "bfloat16"]
 Limit = Literal["compute", "memory_bandwidth", "dispatch", "gradient_exchange"]
-WIDTH = {"float32": 4, "bfloat16": 2}
-"""Bytes of a number."""
 
 # Kernels that a layer starts, views left out: forward and backward of a dense one; what a mixture starts more
 # in its forward, and each expert of a looped one (gather, two products, gate, weigh, add).
@@ -159,7 +158,7 @@ def forward(shape: ModelShape, places: Places, precision: Precision, *, is_group
         precision: of weights and activations.
         is_grouped: experts run as grouped products (a GPU), else one after the other.
     """
-    width, everywhere = WIDTH[precision], places.tokens
+    width, everywhere = BYTES_PER_DTYPE[precision], places.tokens
     total = _ends(shape, places, traffic.SERVED, width)
     for read, dense, sparse in _layers(shape, places):
         if dense:
@@ -185,7 +184,7 @@ def restoring(shape: ModelShape, tokens: float, precision: Precision, *, is_grou
         experts = shape.mixture.experts - shape.mixture.expected_experts(tokens)
         idle = shape.sparse_layers * experts * 3.0 * shape.hidden * shape.mixture.width
     return Work(
-        elementwise_bytes=(shape.quantisable - idle) * (1.0 + 3.0 * WIDTH[precision]),
+        elementwise_bytes=(shape.quantisable - idle) * (1.0 + 3.0 * BYTES_PER_DTYPE[precision]),
         kernels=5.0 * 4.0 * shape.layers,
     )
 
@@ -197,7 +196,7 @@ def attention_flops(shape: ModelShape, read: float, length: float) -> float:
 
 def training(shape: ModelShape, places: Places, precision: Precision, *, is_checkpointed: bool) -> Work:
     """Forward and backward of one micro-batch through a dense model; float32 weights are cast once."""
-    width, everywhere = WIDTH[precision], places.tokens
+    width, everywhere = BYTES_PER_DTYPE[precision], places.tokens
     once, back = (
         _ends(shape, places, each, width) for each in (traffic.TRAINED_FORWARD, traffic.TRAINED_BACKWARD)
     )
@@ -217,24 +216,26 @@ def training(shape: ModelShape, places: Places, precision: Precision, *, is_chec
     total = once + back
     if precision != "float32":  # there, and again for each recomputing; their gradients back
         casts = 3.0 if is_checkpointed else 2.0
-        casting = Work(elementwise_bytes=casts * (WIDTH["float32"] + width) * shape.layer_matrices(0))
+        casting = Work(
+            elementwise_bytes=casts * (BYTES_PER_DTYPE["float32"] + width) * shape.layer_matrices(0)
+        )
         total = total + casting + Work(kernels=float(_TRAINED_CASTS * shape.layers))
     return total
 
 
 def accumulation(parameters: float) -> Work:
     """Gradients of a later micro-batch added to those before it; the first one's are taken over."""
-    return Work(elementwise_bytes=3.0 * WIDTH["float32"] * parameters)
+    return Work(elementwise_bytes=3.0 * BYTES_PER_DTYPE["float32"] * parameters)
 
 
 def gathering(parameters: float) -> Work:
     """Copies of a student in parts, each micro-batch: weights out of the gather, twice, and gradients in."""
-    return Work(elementwise_bytes=6.0 * WIDTH["float32"] * parameters)
+    return Work(elementwise_bytes=6.0 * BYTES_PER_DTYPE["float32"] * parameters)
 
 
 def head_gradient(shape: ModelShape) -> Work:
     """The embedding's dense gradient begins as zeros (1); a tied head's own is added to it (3)."""
-    return Work(elementwise_bytes=(4.0 if shape.is_tied else 1.0) * WIDTH["float32"] * shape.head)
+    return Work(elementwise_bytes=(4.0 if shape.is_tied else 1.0) * BYTES_PER_DTYPE["float32"] * shape.head)
 
 
 def head_product(rows: float, vocab: float, hidden: float, width: int) -> Work:
@@ -244,7 +245,7 @@ def head_product(rows: float, vocab: float, hidden: float, width: int) -> Work:
 
 def tiles(rows: float, vocab: float, passes: float) -> Work:
     """So many passes over float32 logits, tile by tile."""
-    return Work(tile_bytes=WIDTH["float32"] * passes * rows * vocab)
+    return Work(tile_bytes=BYTES_PER_DTYPE["float32"] * passes * rows * vocab)
 
 
 def slices(rows: float, vocab: float, slice_size: float) -> float:
@@ -304,7 +305,7 @@ def _passing(shape: ModelShape, passes: traffic.LayerPasses, width: int, tokens:
 
 def _ends(shape: ModelShape, places: Places, passes: traffic.LayerPasses, width: int) -> Work:
     """Embedding (reads and writes a row for each token), what the last layer gathers, and the final norm."""
-    table = width if passes is traffic.SERVED else WIDTH["float32"]
+    table = width if passes is traffic.SERVED else BYTES_PER_DTYPE["float32"]
     looked_up = 2 * table * places.tokens * shape.hidden
     final = passes.norm.bytes(width) * places.read * shape.hidden
     gathered = 0.0

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tide_core.checkpoints.headers import BYTES_PER_DTYPE
 from tide_core.contracts.job import Quantisation
 from tide_core.contracts.plan import DeviceKind, MemoryPart, ProcessMemory
 from tide_core.contracts.teacher import bits_per_weight
-from tide_core.planning.costs import WIDTH, Precision
+from tide_core.planning.costs import Precision
 from tide_core.planning.shapes import ModelShape
 
 CPU_RUNTIME_BYTES = 450 * 2**20
@@ -43,7 +44,7 @@ def teacher_memory(
         has_mask: whether queries see some keys only, which takes a bool for each pair.
         quantisation: how the layers' matrices are held.
     """
-    width = WIDTH[precision]
+    width = BYTES_PER_DTYPE[precision]
     sizes = kind.working_sizes
     tokens = max(longest, sizes.batch_tokens)
     parts = [
@@ -72,7 +73,7 @@ def weight_bytes(shape: ModelShape, precision: Precision, quantisation: Quantisa
     biases = shape.selection_biases
     few = 0 if quantisation == "none" else shape.quantisable
     held = few * bits_per_weight(quantisation) / 8 if quantisation != "none" else 0.0
-    return round((shape.parameters - biases - few) * WIDTH[precision] + 4 * biases + held)
+    return round((shape.parameters - biases - few) * BYTES_PER_DTYPE[precision] + 4 * biases + held)
 
 
 def inference_bytes(shape: ModelShape, width: int) -> float:
@@ -133,17 +134,17 @@ def trainer_memory(
         MemoryPart(name="gradients", bytes=4 * held * (2 if trainers > 1 and not is_sharded else 1)),
         MemoryPart(name="optimiser", bytes=8 * held),
         MemoryPart(name="activations", bytes=round(_activations(shape, tokens, precision, is_checkpointed))),
-        MemoryPart(name="attention mask", bytes=round(mask * (1 + WIDTH[precision]))),
+        MemoryPart(name="attention mask", bytes=round(mask * (1 + BYTES_PER_DTYPE[precision]))),
         MemoryPart(name="LM head", bytes=round(4 * shape.head + tiles + kept_logits)),
     ]
     if is_sharded:
         gathered = 2 * shape.layer_matrices(0) / shape.layers + shape.head
         parts.append(MemoryPart(name="gathered weights", bytes=round(2 * 4 * gathered)))
     elif precision != "float32":
-        cast = WIDTH[precision] * shape.layer_matrices(0)
+        cast = BYTES_PER_DTYPE[precision] * shape.layer_matrices(0)
         parts.append(MemoryPart(name="cast weights", bytes=round(cast)))
     if teacher_head:
-        parts.append(MemoryPart(name="teacher's LM head", bytes=WIDTH[precision] * teacher_head))
+        parts.append(MemoryPart(name="teacher's LM head", bytes=BYTES_PER_DTYPE[precision] * teacher_head))
     return _process(kind, parts, [MemoryPart(name="prefetched steps", bytes=round(prefetched))])
 
 
@@ -165,7 +166,7 @@ def kept_numbers(shape: ModelShape) -> tuple[float, float]:
 
 def _activations(shape: ModelShape, tokens: float, precision: Precision, is_checkpointed: bool) -> float:
     always, own = kept_numbers(shape)
-    layer = 4.0 * always + WIDTH[precision] * own
+    layer = 4.0 * always + BYTES_PER_DTYPE[precision] * own
     if is_checkpointed:
         return tokens * (shape.layers * 4.0 * shape.hidden + layer)
     # The backward of a layer holds gradients beside what is kept.

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from tide_core.checkpoints.headers import BYTES_PER_DTYPE
 from tide_core.contracts.job import ResolvedJobSpec
 from tide_core.contracts.objective import (
     ChunkTerm,
@@ -215,7 +216,7 @@ class TrainerRole:
         compared = self._statistic(masked, vocab, passes, _POSITION_KERNELS)
         if step.teacher is None:
             return compared
-        width = costs.WIDTH[self.precision]
+        width = BYTES_PER_DTYPE[self.precision]
         product = costs.head_product(masked, vocab, step.teacher.hidden, width).times(1.0 + again)
         # Written once, and where that is in a narrow dtype, cast for the comparison, forward and backward.
         answer = self._answer_width
@@ -225,11 +226,11 @@ class TrainerRole:
     @property
     def _answer_width(self) -> int:
         """Bytes of a teacher's logit as it is multiplied and kept: a GPU answers in float32."""
-        return costs.WIDTH["float32" if self.kind.is_accelerator else self.precision]
+        return BYTES_PER_DTYPE["float32" if self.kind.is_accelerator else self.precision]
 
     def _own_product(self, masked: float, vocab: int) -> Work:
         """Student's hidden states times rows of its LM head."""
-        product = costs.head_product(masked, vocab, self.step.student.hidden, costs.WIDTH["float32"])
+        product = costs.head_product(masked, vocab, self.step.student.hidden, BYTES_PER_DTYPE["float32"])
         if self.kind.is_accelerator:
             return product
         return replace(product, flops=0.0, wide_flops=product.flops)
@@ -255,13 +256,13 @@ class TrainerRole:
         room = float(self.kind.working_sizes.loss_kept_bytes)
         compared = len(self._position_terms) if self.step.want is Want.HIDDEN else 0
         theirs = min(room, compared * masked * self.step.shared_vocab * self._answer_width)
-        return min(room - theirs, masked * self.step.student.vocab * costs.WIDTH["float32"]), theirs
+        return min(room - theirs, masked * self.step.student.vocab * BYTES_PER_DTYPE["float32"]), theirs
 
     def _multiplied_again(self, masked: float) -> tuple[float, float]:
         """Shares of the student's and of the teacher's logits that the backward pass must compute again."""
         own, theirs = self._kept_logits(masked)
         compared = len(self._position_terms) * self.step.shared_vocab
-        own_share = own / max(1.0, masked * self.step.student.vocab * costs.WIDTH["float32"])
+        own_share = own / max(1.0, masked * self.step.student.vocab * BYTES_PER_DTYPE["float32"])
         return 1.0 - own_share, 1.0 - theirs / max(1.0, masked * compared * self._answer_width)
 
     def _exposed_exchange(self, trainers: int, micro_batches: int, one: Work) -> float:
@@ -316,7 +317,7 @@ class TeacherRole:
             return work
         vocab = self.step.shared_vocab if want is Want.TOP_K else shape.vocab
         sizes = self.kind.working_sizes
-        head = costs.head_product(masked, vocab, shape.hidden, costs.WIDTH[self.precision])
+        head = costs.head_product(masked, vocab, shape.hidden, BYTES_PER_DTYPE[self.precision])
         passes = traffic.readout_passes(want, len(temperatures(self.step.spec.objective)))
         kernels = _READOUT_KERNELS * costs.slices(masked, vocab, sizes.readout_rows * sizes.readout_vocab)
         return work + head + costs.tiles(masked, vocab, passes) + Work(kernels=kernels)

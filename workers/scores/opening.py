@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from tide_core.contracts.environment import ENV_SCORE_CACHE_BYTES
 from tide_core.contracts.errors import InvalidInputError
 from tide_core.contracts.reporting import AttemptBrief
 from tide_core.scoring.transport import ScoreTransport
@@ -16,8 +17,6 @@ from workers.storage import cache_folder
 if TYPE_CHECKING:
     import torch
 
-ENV_SCORE_CACHE_BYTES = "TIDE_SCORE_CACHE_BYTES"
-"""Bound of the score cache on this node's disk; 0 turns it off."""
 DEFAULT_BYTES = 8 * 2**30
 
 
