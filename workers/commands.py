@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tide.cli.failures import clear_errors
+from tide_core.contracts.families import SDAR
 
 OUTPUT_HELP = "text, or json for one JSON object on standard output."
 
@@ -118,8 +119,8 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="Layout to write: student (Tide's), dllm (the a2d models of the dLLM tools), or sdar (what "
-            "sglang and lmdeploy serve as SDAR)."
+            help="Layout to write: student (Tide's), dllm (the a2d models of the dLLM tools), or "
+            f"{SDAR.model_type} (what sglang and lmdeploy serve as SDAR)."
         ),
     ] = "student",
     state: Annotated[

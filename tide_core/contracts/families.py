@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-AttentionName = Literal["bidirectional", "block_staircase", "block_causal"]
+AttentionName = Literal["bidirectional", "block_staircase", "block_causal", "causal"]
 """What a teacher may see; ``contracts.scores.Layout`` describes each."""
 ALL_ATTENTION: tuple[AttentionName, ...] = get_args(AttentionName)
+USUAL_ATTENTION: tuple[AttentionName, ...] = ("bidirectional", "block_staircase", "block_causal")
+"""What a family may see unless its entry says otherwise."""
 WHOLE_SEQUENCE: tuple[AttentionName, ...] = ("bidirectional",)
 """What a family may see that was trained with full attention alone."""
 
@@ -143,7 +145,7 @@ class ModelFamily:
     switches: Switches
     becomes_student: bool = False
     student_of: str = ""
-    attention: tuple[AttentionName, ...] = ALL_ATTENTION
+    attention: tuple[AttentionName, ...] = USUAL_ATTENTION
     is_shifted: bool = False
     counts_from_start: bool = False
     block_size: int | None = None
@@ -262,6 +264,8 @@ WEDLM = ModelFamily(
     model_class="tide_core.models.teachers.wedlm:WeDLMModel",
     # The defaults are the published class's own: the Qwen2.5-based 7B.
     switches=Switches(qk_norm=Switch(False, "qk_norm"), qkv_bias=Switch(True, "attention_bias")),
+    # Its own order too: causal, what is known of a block before what is masked.
+    attention=ALL_ATTENTION,
 )
 QWEN3 = ModelFamily(
     model_type="qwen3",

@@ -36,6 +36,13 @@ class Layout(StrEnum):
     """One noised sequence per view, a block sees itself and earlier blocks."""
     BLOCK_STAIRCASE = "block_staircase"
     """A clean copy and a noisy copy per view; a noisy block sees itself and earlier clean blocks."""
+    CAUSAL = "causal"
+    """The same copies in WeDLM's order: the clean copy is causal; a noisy block sees earlier clean blocks,
+    and in itself each token those before it, where the visible tokens come before the masked ones."""
+
+
+STAIRCASES = frozenset({Layout.BLOCK_STAIRCASE, Layout.CAUSAL})
+"""Layouts with a clean copy beside the noisy ones."""
 
 
 class Want(StrEnum):

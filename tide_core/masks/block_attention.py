@@ -113,6 +113,7 @@ class CompactLayout:
         attention_mask: bool ``[batch, 1, kept, kept]``, True where a query may attend to a key.
         masked_row: int64 ``[masked]``, batch row of each masked position, in row-major source order.
         masked_column: int64 ``[masked]``, its place on the axis ``kept``.
+        causal_block_size: block size where the copies are in causal order (see :func:`_causal_codes`).
     """
 
     source_position: Int[Tensor, "batch kept"]
@@ -123,6 +124,7 @@ class CompactLayout:
     attention_mask: Bool[Tensor, "batch 1 kept kept"]
     masked_row: Int[Tensor, " masked"]
     masked_column: Int[Tensor, " masked"]
+    causal_block_size: int | None = None
 
     @property
     def position_ids(self) -> Int[Tensor, "batch kept"]:
@@ -142,11 +144,22 @@ class CompactLayout:
         """``attention_mask`` as a FlexAttention ``mask_mod(batch, head, query, key)``: its value at one place
         from three numbers a token, instead of from a stored matrix.
         """
-        order, limit, code = _codes(self.block, self.copy, self.is_padding)
+        order, limit, code, rank = self._codes()
 
+        if rank is None:
+            return lambda row, _head, query, key: (
+                (order[row, key] < limit[row, query]) | (code[row, key] == code[row, query])
+            )
         return lambda row, _head, query, key: (
-            (order[row, key] < limit[row, query]) | (code[row, key] == code[row, query])
+            (order[row, key] < limit[row, query])
+            | ((code[row, key] == code[row, query]) & (rank[row, key] <= rank[row, query]))
         )
+
+    def _codes(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        if self.causal_block_size is None:
+            return (*_codes(self.block, self.copy, self.is_padding), None)
+        numbers = (self.source_position, self.block, self.copy, self.is_padding, self.is_mask_token)
+        return _causal_codes(*numbers, block_size=self.causal_block_size)
 
     def block_mask(self) -> BlockMask:
         """``attention_mask`` as a FlexAttention block mask, which skips the tiles without attention."""
@@ -198,6 +211,7 @@ def compact_layout_two_views(
     block_size: int,
     *,
     pad_multiple: int = 1,
+    is_causal: bool = False,
 ) -> CompactLayout:
     """The compact form of CompDemo's ``[x_tA | x_tB | x_0]`` in the shared-tokenizer pipeline.
 
@@ -208,6 +222,8 @@ def compact_layout_two_views(
     Args:
         groups: 0 visible, 1 masked in the first view, 2 masked in the second.
         lengths, block_size, pad_multiple: as in :func:`compact_layout`.
+        is_causal: the copies are in WeDLM's causal order (arXiv 2512.22737): the clean copy is causal, and
+            within a noisy block a token sees those before it, where visible tokens come before masked ones.
 
     Raises:
         InvalidInputError: when a size is not positive.
@@ -215,7 +231,8 @@ def compact_layout_two_views(
     """
     if groups.numel() and int(groups.max()) > 2:
         raise ShapeError("groups may hold 0, 1 and 2 only", param="groups")
-    return _layout([groups == 1, groups == 2], lengths, block_size, pad_multiple, is_compact=True)
+    views = [groups == 1, groups == 2]
+    return _layout(views, lengths, block_size, pad_multiple, is_compact=True, is_causal=is_causal)
 
 
 def compact_length(is_masked: Bool[np.ndarray, " student_seq"], block_size: int) -> int:
@@ -244,7 +261,13 @@ def full_layout(
 
 
 def _layout(
-    views: list[Tensor], lengths: Tensor, block_size: int, pad_multiple: int, *, is_compact: bool
+    views: list[Tensor],
+    lengths: Tensor,
+    block_size: int,
+    pad_multiple: int,
+    *,
+    is_compact: bool,
+    is_causal: bool = False,
 ) -> CompactLayout:
     _require_positive("block_size", block_size)
     _require_positive("pad_multiple", pad_multiple)
@@ -261,15 +284,21 @@ def _layout(
     block = blocks.gather(1, source)
     is_mask_token = torch.cat([*views, torch.zeros_like(is_token)], dim=1).gather(1, order) & ~is_padding
     masked_row, masked_column = _masked_places(source, is_mask_token)
+    attention = (
+        _causal_attention(source, block, copy, is_padding, is_mask_token, block_size=block_size)
+        if is_causal
+        else mark_attention(block, copy, is_padding)
+    )
     return CompactLayout(
         source_position=source,
         copy=copy,
         block=block,
         is_padding=is_padding,
         is_mask_token=is_mask_token,
-        attention_mask=mark_attention(block, copy, is_padding),
+        attention_mask=attention,
         masked_row=masked_row,
         masked_column=masked_column,
+        causal_block_size=block_size if is_causal else None,
     )
 
 
@@ -320,6 +349,49 @@ def mark_attention(block: Tensor, copy: Tensor, is_padding: Tensor) -> Tensor:
     allowed = order[:, None, :] < limit[:, :, None]
     allowed |= code[:, None, :] == code[:, :, None]
     return allowed[:, None]
+
+
+def _causal_attention(
+    position: Tensor,
+    block: Tensor,
+    copy: Tensor,
+    is_padding: Tensor,
+    is_mask_token: Tensor,
+    *,
+    block_size: int,
+) -> Tensor:
+    order, limit, code, rank = _causal_codes(
+        position, block, copy, is_padding, is_mask_token, block_size=block_size
+    )
+    allowed = code[:, None, :] == code[:, :, None]
+    allowed &= rank[:, None, :] <= rank[:, :, None]
+    allowed |= order[:, None, :] < limit[:, :, None]
+    return allowed[:, None]
+
+
+def _causal_codes(
+    position: Tensor,
+    block: Tensor,
+    copy: Tensor,
+    is_padding: Tensor,
+    is_mask_token: Tensor,
+    *,
+    block_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``order``, ``limit``, ``code`` as in :func:`_codes`, by positions; and a ``rank``: of keys of its own
+    code a query sees those of no higher rank.
+
+    A clean query sees the clean keys up to itself, a noisy one those before its block. In a noisy block the
+    visible tokens rank first, then the masked ones, each in the order of the sequence.
+    """
+    is_clean = copy == CLEAN
+    beyond = torch.iinfo(torch.int64).max
+    order = position.masked_fill(~is_clean | is_padding, beyond)
+    limit = torch.where(is_clean, position + 1, block * block_size).masked_fill(is_padding, 0)
+    own_place = -1 - torch.arange(block.shape[1], device=block.device)
+    code = torch.where(is_padding | is_clean, own_place, block * 4 + copy)
+    rank = position + is_mask_token * (int(position.max()) + 1)
+    return order, limit, code, rank
 
 
 def _codes(block: Tensor, copy: Tensor, is_padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:

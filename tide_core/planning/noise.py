@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tide_core.contracts.job import NoiseSpec, ResolvedJobSpec
 from tide_core.contracts.objective import CompDemoContext, Pipeline
 from tide_core.contracts.plan import DataExpectations
-from tide_core.contracts.scores import Layout
+from tide_core.contracts.scores import STAIRCASES, Layout
 from tide_core.queueing.fair_queue import length_bucket
 
 Counts = npt.NDArray[np.int64]
@@ -162,7 +162,7 @@ def _teacher_sizes(
         views = [first, counts - first]
     masked = counts.sum(axis=1)
     layout = Layout(spec.teacher.attention)
-    if layout is Layout.BLOCK_STAIRCASE:
+    if layout in STAIRCASES:
         return (masked > 0).astype(np.int64), _count_kept(views, tokens, block), masked
     rows: Counts = np.stack([(view > 0).any(axis=1) for view in views]).sum(axis=0)
     if layout is Layout.BIDIRECTIONAL:

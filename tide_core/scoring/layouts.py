@@ -21,7 +21,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from tide_core.contracts.scores import FIRST_VIEW, SECOND_VIEW, Layout, ScoreRequest, TopKQuestion, Want
+from tide_core.contracts.scores import (
+    FIRST_VIEW,
+    SECOND_VIEW,
+    STAIRCASES,
+    Layout,
+    ScoreRequest,
+    TopKQuestion,
+    Want,
+)
 from tide_core.masks.block_attention import block_causal_mask, compact_layout_two_views
 from tide_core.models.reading import ReadPlaces, read_places
 from tide_core.models.transfer import to_device
@@ -110,7 +118,7 @@ def footprint(sample: Sample) -> Footprint:
     """What the sample takes of a forward; no rows when it asks for nothing."""
     if not sample.masked:
         return Footprint(0, 0)
-    if sample.layout is Layout.BLOCK_STAIRCASE:
+    if sample.layout in STAIRCASES:
         return Footprint(1, _staircase_length(sample))
     views = [view for view in VIEWS if (sample.groups == view).any()]
     return Footprint(len(views), max(_needed_length(sample, view) for view in views))
@@ -128,7 +136,7 @@ def forward_input(samples: Sequence[Sample], mask_token_id: int, device: torch.d
     assert all(sample.masked for sample in samples)
     layout, block_size = samples[0].layout, samples[0].block_size
     assert all((sample.layout, sample.block_size) == (layout, block_size) for sample in samples)
-    if layout is Layout.BLOCK_STAIRCASE:
+    if layout in STAIRCASES:
         return _staircase_input(samples, mask_token_id, device)
     return _noised_input(samples, mask_token_id, device)
 
@@ -213,7 +221,10 @@ def _staircase_input(samples: Sequence[Sample], mask_token_id: int, device: torc
         clean[row, : sample.token_ids.size] = sample.token_ids
         groups[row, : sample.groups.size] = sample.groups
     layout = compact_layout_two_views(
-        to_device(torch.from_numpy(groups), device), to_device(lengths, device), samples[0].block_size
+        to_device(torch.from_numpy(groups), device),
+        to_device(lengths, device),
+        samples[0].block_size,
+        is_causal=samples[0].layout is Layout.CAUSAL,
     )
     return ForwardInput(
         input_ids=layout.input_ids(to_device(torch.from_numpy(clean), device), mask_token_id),

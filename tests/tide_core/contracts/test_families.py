@@ -105,6 +105,7 @@ def test_the_spec_takes_what_the_loader_takes() -> None:
 
 def test_the_patterns_are_those_of_score_requests() -> None:
     assert set(ALL_ATTENTION) == {layout.value for layout in Layout}
+    assert [name for name, family in FAMILIES.items() if "causal" in family.attention] == ["wedlm"]
 
 
 def test_a_switch_is_settled_or_read_from_its_field() -> None:

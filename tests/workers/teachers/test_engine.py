@@ -18,7 +18,7 @@ from tide_core.contracts.errors import (
     RetryableScoreError,
     ScoreError,
 )
-from tide_core.contracts.scores import Layout, ScoreRequest, TopKQuestion, Want
+from tide_core.contracts.scores import STAIRCASES, Layout, ScoreRequest, TopKQuestion, Want
 from tide_core.models.decoder import Decoder
 from tide_core.models.reading import ReadPlaces
 from workers.teachers.engine import EngineSettings, TeacherEngine
@@ -56,6 +56,21 @@ def staircase_allows(query: int, key: int, length: int, block: int) -> bool:
     return key_block == query_block
 
 
+def causal_allows(query: int, key: int, length: int, block: int, is_masked: list[bool]) -> bool:
+    """``[x_0 | x_t]`` in WeDLM's order, written out by moving each noisy block's masked tokens behind the
+    others."""
+    query_is_clean, key_is_clean = query < length, key < length
+    query_place, key_place = query % length, key % length
+    if query_is_clean:
+        return key_is_clean and key_place <= query_place
+    if key_is_clean:
+        return key_place // block < query_place // block
+    first = query_place // block * block
+    places = range(first, min(first + block, length))
+    moved = [p for p in places if not is_masked[p]] + [p for p in places if is_masked[p]]
+    return key_place in moved and moved.index(key_place) <= moved.index(query_place)
+
+
 def naive_hidden(
     model: Decoder, ids: npt.NDArray[np.int32], groups: npt.NDArray[np.uint8], layout: Layout, block: int
 ) -> Tensor:
@@ -64,11 +79,19 @@ def naive_hidden(
     result = torch.zeros(length, model.hidden_size)
     for view in (1, 2):
         noised = torch.from_numpy(np.where(groups == view, MASK_ID, ids).astype(np.int64))
-        if layout is Layout.BLOCK_STAIRCASE:
+        if layout in STAIRCASES:
             inputs = torch.cat([torch.from_numpy(ids.astype(np.int64)), noised])
             positions = torch.arange(length).repeat(2)
-            size = 2 * length
-            mask = [[staircase_allows(q, k, length, block) for k in range(size)] for q in range(size)]
+            size, is_masked = 2 * length, (groups == view).tolist()
+            mask = [
+                [
+                    causal_allows(q, k, length, block, is_masked)
+                    if layout is Layout.CAUSAL
+                    else staircase_allows(q, k, length, block)
+                    for k in range(size)
+                ]
+                for q in range(size)
+            ]
         else:
             inputs, positions = noised, torch.arange(length)
             is_causal = layout is Layout.BLOCK_CAUSAL

@@ -17,7 +17,13 @@ from workers.teachers.tiny import MASK_ID, tiny_teacher
 
 BLOCK = 8
 LENGTHS = (13, 22, 9)
-CASES = [(name, Layout(layout)) for name, family in FAMILIES.items() for layout in family.attention]
+# The causal order, which WeDLM alone knows, is among the layouts of test_engine.py, on WeDLM's own teacher.
+CASES = [
+    (name, Layout(layout))
+    for name, family in FAMILIES.items()
+    for layout in family.attention
+    if layout != Layout.CAUSAL
+]
 
 
 def ask(layout: Layout) -> ScoreRequest:
