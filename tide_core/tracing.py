@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ENV_TRACING_ENDPOINT = "TIDE_TRACING_ENDPOINT"
 ENV_TRACEPARENT = "TIDE_TRACEPARENT"
 """Environment of a Ray job: where spans go, and the span that submitted it."""
+JOB_ATTRIBUTE, ATTEMPT_ATTRIBUTE = "tide.job_id", "tide.attempt"
+"""Attributes that the reconciler's and the workers' spans of a job share."""
 EXPORT_TIMEOUT_SECONDS = 5
 """How long a worker that ends may wait for a collector that does not answer."""
 

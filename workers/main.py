@@ -19,7 +19,14 @@ import structlog
 from tide_core.contracts.errors import InvalidInputError, RetryableScoreError, TideError
 from tide_core.contracts.reporting import AnyReport, AttemptBrief, Failed, Finished
 from tide_core.contracts.states import Phase
-from tide_core.tracing import ENV_TRACEPARENT, ENV_TRACING_ENDPOINT, Attribute, Tracing
+from tide_core.tracing import (
+    ATTEMPT_ATTRIBUTE,
+    ENV_TRACEPARENT,
+    ENV_TRACING_ENDPOINT,
+    JOB_ATTRIBUTE,
+    Attribute,
+    Tracing,
+)
 from workers.cluster import WorkerLostError
 from workers.reporting.control import AttemptFencedError, ControlPlane
 from workers.reporting.trackers import open_reporter
@@ -48,7 +55,7 @@ def main() -> int:
         job_id=brief.job_id, attempt=brief.attempt, phase=brief.phase.value
     )
     tracing = _open_tracing()
-    facts: dict[str, Attribute] = {"tide.job_id": brief.job_id, "tide.attempt": brief.attempt}
+    facts: dict[str, Attribute] = {JOB_ATTRIBUTE: brief.job_id, ATTEMPT_ATTRIBUTE: brief.attempt}
     with tracing.span(
         f"phase {brief.phase}", parent=os.environ.get(ENV_TRACEPARENT), kind="consumer", attributes=facts
     ) as span:

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.jobs.locations import local_path
+from tide_core.contracts.data_files import COMPRESSIONS, FORMATS, is_glob, is_of_split, read_suffix
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource
 
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 _OPENERS: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_COMPRESSIONS = frozenset(_OPENERS) | {".zst"}
-_GLOB = re.compile(r"[*?\[]")
 _LOOK_BYTES = 1 << 16
 
 
@@ -39,7 +37,7 @@ def check_source(source: DataSource, param: str) -> DataSource:
     if source.format == "hub":
         return source
     where = f"{param}.location"
-    if _GLOB.search(source.location) and "://" not in source.location.removeprefix("file://"):
+    if is_glob(source.location) and "://" not in source.location.removeprefix("file://"):
         return _check_glob(source, where)
     path = local_path(source.location, where)
     if path is None:
@@ -61,9 +59,8 @@ def _check_glob(source: DataSource, where: str) -> DataSource:
 
 def _files_of_split(folder: Path, split: str, param: str) -> list[Path]:
     """``<split>.jsonl`` and ``<split>-00000-of-00002.parquet`` below a folder."""
-    files = sorted(path for path in folder.rglob("*") if _suffix(path) in _SUFFIXES and path.is_file())
-    belongs = re.compile(re.escape(split) + r"(-\d+(-of-\d+)?)?")
-    chosen = [path for path in files if belongs.fullmatch(path.name.split(".")[0])]
+    files = sorted(path for path in folder.rglob("*") if read_suffix(path.name) in FORMATS and path.is_file())
+    chosen = [path for path in files if is_of_split(path.name, split)]
     if chosen:
         return chosen
     if not files:
@@ -81,13 +78,9 @@ def _files_of_split(folder: Path, split: str, param: str) -> list[Path]:
     )
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
-
-
 def _check_files(files: list[Path], source: DataSource, where: str) -> None:
     for path in files:
-        if source.format == "auto" and _suffix(path) not in _SUFFIXES:
+        if source.format == "auto" and read_suffix(path.name) not in FORMATS:
             raise DataError(
                 f"The format of {path} cannot be recognised from its name. Set 'format' to jsonl, json or "
                 "parquet.",
@@ -102,10 +95,10 @@ def _check_files(files: list[Path], source: DataSource, where: str) -> None:
 
 def _start_of(path: Path, source: DataSource, where: str) -> bool:
     """Whether a file has something in it; its first JSON line must be an object."""
-    kind = _SUFFIXES.get(_suffix(path), "") if source.format == "auto" else source.format
+    kind = FORMATS.get(read_suffix(path.name), "") if source.format == "auto" else source.format
     if path.stat().st_size == 0:
         return False
-    if kind == "parquet" or path.suffix == ".zst":
+    if kind == "parquet" or path.suffix in COMPRESSIONS.difference(_OPENERS):
         return True
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as stream:

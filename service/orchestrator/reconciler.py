@@ -37,7 +37,7 @@ from service.orchestrator.pool_keeper import PoolKeeper
 from service.settings import Settings
 from tide_core.contracts.errors import ComputeUnavailableError, ConflictError
 from tide_core.contracts.states import JobState
-from tide_core.tracing import Attribute, Tracing
+from tide_core.tracing import ATTEMPT_ATTRIBUTE, JOB_ATTRIBUTE, Attribute, Tracing
 
 ROLE = "reconciler"
 _STEPS_PER_LOOK = 12
@@ -192,8 +192,8 @@ class Reconciler:
             return False
         log.info("reconciler.action", job_id=job_id, attempt=attempt, state=job.state, action=repr(action))
         facts: dict[str, Attribute] = {
-            "tide.job_id": job_id,
-            "tide.attempt": attempt,
+            JOB_ATTRIBUTE: job_id,
+            ATTEMPT_ATTRIBUTE: attempt,
             "tide.state": str(job.state),
         }
         name = f"reconcile {type(action).__name__}"

@@ -15,6 +15,7 @@ from tide.cli.output import duration, json_line, progress_text
 from tide.client import Client
 from tide_core.contracts.errors import TideError
 from tide_core.contracts.event import Event, EventType
+from tide_core.contracts.figures import LOSS
 from tide_core.contracts.resources import Job, JobProgress
 from tide_core.contracts.states import JobState, Phase
 
@@ -50,7 +51,7 @@ def follow(client: Client, job_id: str, output: Output) -> int:
 
 def _loss(client: Client, job_id: str) -> float | None:
     try:
-        series = client.jobs.metrics(job_id, "loss", max_points=4).data
+        series = client.jobs.metrics(job_id, LOSS.name, max_points=4).data
     except TideError:  # a decoration: never the reason to stop watching
         return None
     return series[0].values[-1] if series and series[0].values else None

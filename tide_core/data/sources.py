@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +17,10 @@ from typing import Any
 import fsspec
 
 from tide_core.checkpoints.hub_names import is_hub_name
+from tide_core.contracts.data_files import FORMATS, is_glob, is_of_split, read_suffix
 from tide_core.contracts.errors import DataError
 from tide_core.contracts.job import DataSource
 
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
-_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _READ_BYTES = 1 << 22
 
 
@@ -89,7 +87,7 @@ def open_source(spec: DataSource) -> OpenSource:
     if spec.format == "hub":
         return OpenSource(spec, ())
     urls = _expand(spec)
-    is_file_name = _suffix(spec.location) in _SUFFIXES
+    is_file_name = read_suffix(spec.location) in FORMATS
     if not urls and spec.format == "auto" and not is_file_name and is_hub_name(spec.location):
         return OpenSource(spec, ())
     if not urls:
@@ -119,14 +117,14 @@ def row_digest(fields: object) -> bytes:
 def _expand(spec: DataSource) -> list[str]:
     """Files at a path, a glob or a URL, sorted; of a folder, the files of the split."""
     filesystem, path = fsspec.core.url_to_fs(spec.location)
-    if any(character in path for character in "*?["):
+    if is_glob(path):
         return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(path))
     if not filesystem.exists(path):
         return []
     if filesystem.isfile(path):
         return [filesystem.unstrip_protocol(path)]
-    names = sorted(found for found in filesystem.find(path) if _suffix(found) in _SUFFIXES)
-    chosen = [name for name in names if _is_of_split(name, spec.split)]
+    names = sorted(found for found in filesystem.find(path) if read_suffix(found) in FORMATS)
+    chosen = [name for name in names if is_of_split(name, spec.split)]
     if not chosen and names:
         found = ", ".join(PurePosixPath(name).name for name in names[:10])
         raise DataError(
@@ -138,22 +136,11 @@ def _expand(spec: DataSource) -> list[str]:
     return [filesystem.unstrip_protocol(name) for name in chosen]
 
 
-def _is_of_split(name: str, split: str) -> bool:
-    """``train.jsonl``, and the hub's ``train-00000-of-00002.parquet``, belong to ``train``."""
-    stem = PurePosixPath(name).name.split(".")[0]
-    return stem == split or re.fullmatch(re.escape(split) + r"-\d+(-of-\d+)?", stem) is not None
-
-
-def _suffix(url: str) -> str:
-    path = PurePosixPath(url)
-    return PurePosixPath(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
-
-
 def _format_of(url: str, spec: DataSource) -> str:
     if spec.format != "auto":
         return spec.format
-    if _suffix(url) in _SUFFIXES:
-        return _SUFFIXES[_suffix(url)]
+    if read_suffix(url) in FORMATS:
+        return FORMATS[read_suffix(url)]
     raise DataError(
         f"cannot tell the format of {url!r} by its name; set format to jsonl, json or parquet",
         code="unknown_format",

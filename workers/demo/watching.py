@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tide.client import Client
+from tide_core.contracts.figures import LOSS
 from tide_core.contracts.resources import Job
 from tide_core.contracts.states import TERMINAL_STATES, JobState, Phase
 
@@ -93,7 +94,7 @@ def watch(
 def _refresh(client: Client, view: WatchedJob) -> None:
     view.update(client.jobs.get(view.job.id))
     if view.job.status is JobState.RUNNING:
-        for series in client.jobs.metrics(view.job.id, "loss", max_points=_SHOWN_POINTS).data:
+        for series in client.jobs.metrics(view.job.id, LOSS.name, max_points=_SHOWN_POINTS).data:
             view.step, view.loss = series.steps[-1], series.values[-1]
 
 
