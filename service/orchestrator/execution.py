@@ -27,7 +27,7 @@ from service.orchestrator.actions import (
     Wait,
 )
 from service.orchestrator.compute import Compute, ComputeRefusedError, Submission
-from service.orchestrator.environment import tracing_environment
+from service.orchestrator.tracing_environment import tracing_environment
 from service.orchestrator.leadership import Leadership
 from service.settings import Settings
 from service.teachers import service as teachers

@@ -163,9 +163,12 @@ class Reconciler:
     async def _bring_on(self, job_id: str, executor: Executor) -> None:
         """Do what can be done for one job now; a failure here does not stop the work on other jobs."""
         try:
+            done: Action | None = None
             for _ in range(_STEPS_PER_LOOK):
-                if not await self._step(job_id, executor):
+                action = await self._step(job_id, executor, done)
+                if isinstance(action, Wait):
                     return
+                done = action or done
             log.error("reconciler.no_rest", job_id=job_id, steps=_STEPS_PER_LOOK)
         except ComputeUnavailableError as error:
             log.warning("cluster.unavailable", job_id=job_id, reason=error.message)
@@ -176,8 +179,12 @@ class Reconciler:
         except Exception:
             log.exception("reconciler.job_failed", job_id=job_id)
 
-    async def _step(self, job_id: str, executor: Executor) -> bool:
-        """One action for one job; False when there is nothing to do."""
+    async def _step(self, job_id: str, executor: Executor, done: Action | None) -> Action | None:
+        """One action for one job; a `Wait` where there is nothing to do until the next look.
+
+        The same action twice in a row has not changed anything yet: a process takes its time to stop.
+        None means that the job moved on while the cluster was asked.
+        """
         observed = await self._observer.observe(job_id)
         # What SQL knows is read after the cluster was asked: a submission that has ended delivered its
         # reports before it ended, so a lost one is never taken for a finished one or the reverse.
@@ -186,10 +193,12 @@ class Reconciler:
             version, attempt = job.version, job.attempt
             snapshot = await snapshots.read_job(session, job, now=utc_now())
         if (attempt, job.state) != (observed.attempt, observed.state):
-            return True  # it moved on meanwhile: observe again
+            return None  # it moved on meanwhile: observe again
         action = decide(snapshot, observed.cluster, self._limits)
         if isinstance(action, Wait):
-            return False
+            return action
+        if action == done:
+            return Wait(f"{action!r} has no effect yet")
         log.info("reconciler.action", job_id=job_id, attempt=attempt, state=job.state, action=repr(action))
         facts: dict[str, Attribute] = {
             JOB_ATTRIBUTE: job_id,
@@ -202,4 +211,4 @@ class Reconciler:
         ACTIONS.labels(type(action).__name__).inc()
         if job.state is JobState.QUEUED:
             self._observer.count_new_job()
-        return True
+        return action
