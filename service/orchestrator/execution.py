@@ -27,8 +27,8 @@ from service.orchestrator.actions import (
     Wait,
 )
 from service.orchestrator.compute import Compute, ComputeRefusedError, Submission
-from service.orchestrator.tracing_environment import tracing_environment
 from service.orchestrator.leadership import Leadership
+from service.orchestrator.tracing_environment import tracing_environment
 from service.settings import Settings
 from service.teachers import service as teachers
 from tide_core.contracts.environment import compute_environment
