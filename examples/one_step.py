@@ -135,6 +135,10 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the shipped models")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error("--steps must be at least 1")
+    if not options.models.is_dir():
+        parser.error(f"--models: there is no folder {options.models}")
     with TemporaryDirectory() as scratch:
         for place, losses in enumerate(main(options, Path(scratch)), 1):
             print(f"step {place:3}  " + "  ".join(f"{name} {loss:7.4f}" for name, loss in losses.items()))

@@ -34,6 +34,15 @@ _STATUS: tuple[tuple[type[TideError], int, str], ...] = (
     (ComputeUnavailableError, 503, "server_error"),
 )
 _HTTP_CODES = {404: "no_such_route", 405: "method_not_allowed", 413: "body_too_large"}
+_KINDS_OF_VALUES = {
+    "dict_type": "an object with named fields",
+    "model_type": "an object with named fields",
+    "model_attributes_type": "an object with named fields",
+    "dataclass_type": "an object with named fields",
+    "list_type": "a list",
+    "tuple_type": "a list",
+}
+"""What pydantic calls by names of Python, in the words of JSON."""
 _VALIDATION_CODES = {
     "extra_forbidden": "unknown_field",
     "missing": "missing_field",
@@ -124,6 +133,11 @@ def _text(entry: dict[str, Any]) -> str:
         return "this field does not exist; docs/job-spec.md lists the fields"
     if entry["type"] == "json_invalid":
         return f"the body is not valid JSON ({entry.get('ctx', {}).get('error', 'syntax error')})"
+    if kind := _KINDS_OF_VALUES.get(entry["type"]):
+        return f"input should be {kind}"
+    if entry["type"] == "too_short":
+        least, found = entry["ctx"]["min_length"], entry["ctx"]["actual_length"]
+        return f"the list should have at least {least} {'entry' if least == 1 else 'entries'}, not {found}"
     text = str(entry["msg"]).removeprefix("Value error, ")
     return text[:1].lower() + text[1:]
 

@@ -95,8 +95,13 @@ def list_tokens(
 ) -> None:
     """List all tokens ever made, without their secrets."""
     with clear_errors(output):
+        from datetime import datetime
+
         from service.access import repository
         from tide.cli.output import age, print_json, print_table
+
+        def age_of(moment: str | None) -> str:
+            return age(None if moment is None else datetime.fromisoformat(moment))
 
         async def read(database: Database) -> list[dict[str, Any]]:
             async with database.read() as session:
@@ -111,8 +116,8 @@ def list_tokens(
                 token["name"],
                 token["role"],
                 token["status"],
-                age(token["created_at"]),
-                age(token["last_used_at"]),
+                age_of(token["created_at"]),
+                age_of(token["last_used_at"]),
                 token["expires_at"] or "never",
             ]
             for token in tokens

@@ -138,7 +138,8 @@ async def cancel(session: AsyncSession, job_id: str) -> JobRow:
     job = await repository.lock(session, job_id)
     if job.state in TERMINAL_STATES:
         raise ConflictError(
-            f"Job {job.id} has {job.state} already; there is nothing left to cancel.", code="job_finished"
+            f"Job {job.id} has ended already ({job.state}); there is nothing left to cancel.",
+            code="job_finished",
         )
     if job.state is not JobState.CANCELLING:
         await transition(session, job, JobState.CANCELLING, "A client asked to cancel the job.")

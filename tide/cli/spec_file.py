@@ -20,8 +20,10 @@ def read_spec(source: str) -> dict[str, Any]:
     """
     try:
         text = typer.get_text_stream("stdin").read() if source == "-" else Path(source).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"Cannot read {source}: {error}.", code="bad_spec_file") from None
+    except OSError as error:
+        raise InvalidInputError(f"Cannot read {source}: {error.strerror}.", code="bad_spec_file") from None
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"{source} is not a text file in UTF-8.", code="bad_spec_file") from None
     name = "standard input" if source == "-" else source
     try:
         document = yaml.load(text, _Loader)

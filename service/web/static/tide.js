@@ -19,6 +19,14 @@ async function refreshFragment(element) {
   }
 }
 
+// uPlot rounds to three decimals, which would show a learning rate's ticks as zeros.
+function tickText(value) {
+  if (value === null || value === undefined) return "";
+  const rounded = Number(value.toPrecision(4));
+  if (rounded !== 0 && Math.abs(rounded) < 1e-3) return rounded.toExponential();
+  return rounded.toLocaleString();
+}
+
 function chartOptions(labels, width) {
   const ink = getComputedStyle(document.body).color;
   const axis = { stroke: ink, grid: { stroke: "rgba(128,128,128,.18)" }, ticks: { stroke: "rgba(128,128,128,.3)" } };
@@ -26,7 +34,7 @@ function chartOptions(labels, width) {
     width,
     height: 220,
     scales: { x: { time: false } },
-    axes: [{ ...axis, label: "step", labelSize: 18, size: 34 }, { ...axis, size: 56 }],
+    axes: [{ ...axis, label: "step", labelSize: 18, size: 34 }, { ...axis, size: 56, values: (_, ticks) => ticks.map(tickText) }],
     series: [
       { label: "step" },
       ...labels.map((label, index) => ({
@@ -78,13 +86,19 @@ async function refreshChart(element) {
   element.plotKey = key;
 }
 
+// The message of this one event is the fingerprint and nothing else.
+function eventText(event) {
+  if (event.type !== "teacher.attested") return event.message;
+  return `The teacher attested the fingerprint ${event.message.slice(0, 16)}.`;
+}
+
 function appendEvent(list, event) {
   const item = document.createElement("li");
   item.className = event.level === "error" ? "error-level" : event.level;
   for (const [text, style] of [
     [new Date(event.created_at).toLocaleTimeString(), "quiet"],
     [event.type, "mono"],
-    [event.message, ""],
+    [eventText(event), ""],
   ]) {
     const cell = document.createElement("span");
     cell.textContent = text;

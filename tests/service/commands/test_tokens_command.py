@@ -49,8 +49,14 @@ def test_a_token_is_printed_alone_once_and_listed_without_its_secret(tmp_path: P
     assert len(token.split()) == 1
     as_json = json.loads(create(tmp_path, "reader", "viewer", "-o", "json"))
     assert as_json["token"].startswith("tide_")
-    table = invoke("tokens", "list", TIDE_DATA_DIR=str(tmp_path)).stdout
-    assert token not in table
+    shown = invoke("tokens", "list", TIDE_DATA_DIR=str(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    assert token not in shown.stdout
+    titles, first, second = shown.stdout.splitlines()
+    assert titles.split() == ["NAME", "ROLE", "STATUS", "AGE", "LAST", "USED", "EXPIRES"]
+    assert first.split()[:3] == ["ci", "editor", "valid"]
+    assert second.split()[0::4] == ["reader", "-"], "never used"
+    assert second.endswith("never")
     listed = json.loads(invoke("tokens", "list", "--data-dir", str(tmp_path), "-o", "json").stdout)
     assert [(each["name"], each["role"], each["status"]) for each in listed] == [
         ("ci", "editor", "valid"), ("reader", "viewer", "valid")

@@ -167,6 +167,22 @@ async def test_a_malformed_body_is_refused_with_the_field_that_is_wrong(
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"sources": []}}, "data.sources: the list should have at least 1 entry, not 0"),
+        ({"teacher": None}, "teacher: input should be an object with named fields"),
+        ({"data": {"sources": "rows.jsonl"}}, "data.sources: input should be a list"),
+        ({"student": {"config": []}}, "student.config: input should be an object with named fields"),
+    ],
+)
+async def test_a_refusal_speaks_of_lists_and_objects_not_of_types_of_python(
+    client: httpx.AsyncClient, job_body: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    answer = await client.post("/v1/jobs", json=job_body | changes)
+    assert answer.json()["error"]["message"] == message
+
+
 async def test_bad_json_and_a_missing_body_are_refused_in_the_envelope(client: httpx.AsyncClient) -> None:
     headers = {"Content-Type": "application/json"}
     broken = await client.post("/v1/jobs", content=b"{", headers=headers)

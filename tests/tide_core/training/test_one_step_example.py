@@ -21,6 +21,16 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 
+@pytest.mark.parametrize("wrong", [("--steps", "0"), ("--models", "nowhere")])
+def test_a_wrong_argument_is_named(wrong: tuple[str, str]) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "one_step.py"), *wrong]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert f"error: {wrong[0]}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("teacher", "term"), [("moe", "reverse_calm"), ("dense", "tidal")])
 def test_the_example_distils_without_ray_and_service(teacher: str, term: str) -> None:
