@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
@@ -65,10 +64,7 @@ def test_the_client_is_there(programs: Path) -> None:
 
 
 def test_help_lists_everything_and_what_it_needs(programs: Path) -> None:
-    run(programs / "tide", "--help")  # compiles
-    began = time.monotonic()
     done = run(programs / "tide", "--help", COLUMNS="200")
-    assert time.monotonic() - began < 2.0  # half a second; other tests run beside this one
     assert done.returncode == 0, done.stderr
     for name in ("up", "serve", "down", "doctor", "tokens"):
         assert f"  {name} " in done.stdout
