@@ -8,6 +8,7 @@ automatic architectures), giving a ``ResolvedJobSpec`` that is stored with the j
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -150,6 +151,10 @@ class NoiseSpec(Contract):
     """Smallest timestep drawn (eps)."""
 
 
+DEFAULT_EPOCHS = 10.0
+"""Passes over the data where a job names neither these nor its steps; the paper's."""
+
+
 class Hyperparameters(Contract):
     """The optimiser and the length of the run; defaults are the paper's."""
 
@@ -186,6 +191,13 @@ class Hyperparameters(Contract):
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give either 'epochs' or 'max_steps', not both")
         return self
+
+    def count_steps(self, rows_per_epoch: int) -> int:
+        """Optimiser steps of the whole run, over this many sequences in one pass."""
+        if self.max_steps is not None:
+            return self.max_steps
+        epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        return max(1, math.ceil(epochs * rows_per_epoch / self.global_batch_size - 1e-9))
 
 
 class Resources(Contract):
@@ -379,7 +391,7 @@ def resolve(spec: JobSpec, *, pipeline: Pipeline, teacher_architecture: str | No
     )
     hyper = spec.hyperparameters
     if hyper.epochs is None and hyper.max_steps is None:
-        hyper = hyper.model_copy(update={"epochs": 10.0})
+        hyper = hyper.model_copy(update={"epochs": DEFAULT_EPOCHS})
     values = dict(spec) | {
         "pipeline": pipeline.value,
         "objective": terms,

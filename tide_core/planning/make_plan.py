@@ -5,7 +5,6 @@ In: a resolved spec, the configs of both models, the cluster, and what the data 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,9 +105,7 @@ def total_steps(spec: ResolvedJobSpec, data: DataExpectations) -> int | None:
     hyper = spec.hyperparameters
     if hyper.max_steps is not None:
         return hyper.max_steps
-    if data.rows is None or hyper.epochs is None:
-        return None
-    return max(1, math.ceil(hyper.epochs * data.rows / hyper.global_batch_size - 1e-9))
+    return None if data.rows is None else hyper.count_steps(data.rows)
 
 
 def _show(candidate: Candidate, steps: int | None, *, is_simulated: bool) -> Placement:

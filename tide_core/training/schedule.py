@@ -24,10 +24,7 @@ def total_steps(hyper: Hyperparameters, rows_per_epoch: int) -> int:
             code="empty_dataset",
             param="data.sources",
         )
-    if hyper.max_steps is not None:
-        return hyper.max_steps
-    epochs = 10.0 if hyper.epochs is None else hyper.epochs
-    return max(1, math.ceil(epochs * rows_per_epoch / hyper.global_batch_size - 1e-9))
+    return hyper.count_steps(rows_per_epoch)
 
 
 def learning_rate(step: int, total: int, hyper: Hyperparameters) -> float:
