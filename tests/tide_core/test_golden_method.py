@@ -21,7 +21,7 @@ from tide_core.masks.corruption import corrupt, teacher_groups
 from tide_core.masks.streams import SampleKey, permutation, raw_words
 from tide_core.schedules.noise import CosineNoise, LinearNoise
 from tide_core.schedules.tidal import tidal_lambda, timestep_weight
-from tide_core.studies.paired import paired_bootstrap
+from tide_core.studies.statistics import paired_bootstrap
 
 FILE = Path(__file__).parents[1] / "golden" / "method.json"
 

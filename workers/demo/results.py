@@ -15,7 +15,7 @@ from tide_core.contracts.errors import TideError
 from tide_core.contracts.objective import Pipeline, Variant
 from tide_core.contracts.resources import Job
 from tide_core.contracts.states import JobState
-from tide_core.studies.paired import PairedResult, paired_bootstrap
+from tide_core.studies.statistics import PairedResult, paired_bootstrap
 from workers.demo.setting import DemoJob
 
 Columns = Mapping[str, Float64[np.ndarray, " sequence"]]
