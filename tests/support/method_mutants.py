@@ -307,13 +307,21 @@ MUTANTS = [
         ("scaled - total[:, None], tail - total", "scaled - total[:, None], tail"),
     ),
     *_mutants(
-        "studies/paired",
+        "studies/statistics",
         "studies",
-        ("gaps[chosen].sum(axis=1) / divisor[chosen].sum(axis=1)", "(gaps / divisor)[chosen].mean(axis=1)"),
+        (
+            "gaps[chosen].sum(axis=1) / divisor[chosen].sum(axis=1)",
+            "(gaps / divisor)[chosen].mean(axis=1)",
+        ),
         ("gaps = first - second", "gaps = second - first"),
-        ("(1.0 - level) / 2.0", "1.0 - level"),
-        ("2.0 * tail / (resamples + 1)", "tail / (resamples + 1)"),
+        (
+            "widening * float(stats.t.ppf((1.0 + level) / 2.0, freedom))",
+            "float(stats.norm.ppf((1.0 + level) / 2.0))",
+        ),
+        ("min(1.0, 2.0 * float(stats.t.sf(score, freedom)))", "min(1.0, float(stats.t.sf(score, freedom)))"),
         ("gaps.sum() / divisor.sum()", "(gaps / divisor).mean()"),
+        ("total = max(of_seeds + of_items - of_rest, of_seeds, of_items)", "total = of_items"),
+        ("given.size - np.arange(given.size)", "given.size - np.zeros(given.size)"),
     ),
     *_mutants(
         "models/quantisation",

@@ -80,7 +80,8 @@ def run(options: DemoRequest, *, is_for_programs: bool = False) -> dict[str, Any
         with _endings_as_interrupt(), _service(options.url, folder, console) as service:
             jobs, facts = _distil(service, folder, options, console)
     except KeyboardInterrupt:
-        console.print("Interrupted: jobs are cancelled and the demo's own service is ended.")
+        ended = "" if options.url is not None else " and the demo's own service is ended"
+        console.print(f"Interrupted: the jobs are cancelled{ended}.")
         raise SystemExit(_INTERRUPTED) from None
     facts["seconds in all"] = round(time.monotonic() - began)
     found = group_outcomes(jobs)
@@ -109,6 +110,8 @@ def _endings_as_interrupt() -> Iterator[None]:
 @contextmanager
 def _service(url: str | None, folder: Path, console: Console) -> Iterator[Service]:
     if url is not None:
+        with Client(url, retries=0) as client:  # a wrong address or token is told before anything is written
+            next(iter(client.jobs.list(page_size=1)), None)
         yield Service(url.rstrip("/"))
         return
     console.print("Starting Ray and the service (`tide up`) ...")

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.support.job_objects import MOMENT, job_object
 from tests.support.running_app import run_app
 from tide.client import Client
-from tide.errors import AuthenticationError
+from tide.errors import AuthenticationError, UnreachableError
 from tide_core.contracts.job import JobSpec
 from tide_core.contracts.objective import Variant
 from tide_core.contracts.resources import Job, JobProgress
@@ -76,6 +76,7 @@ def test_a_service_that_asks_for_tokens_takes_the_demos_jobs(
         monkeypatch.delenv("TIDE_TOKEN", raising=False)
         with pytest.raises(AuthenticationError):
             main.run(request)
+        assert not (tmp_path / "demo" / "corpus").exists()
         monkeypatch.setenv("TIDE_TOKEN", token)
         ending = threading.Thread(target=cancel_all, args=(Client(url), len(MAIN_JOBS)))
         ending.start()
@@ -84,6 +85,13 @@ def test_a_service_that_asks_for_tokens_takes_the_demos_jobs(
         ending.join()
         names = {(job.name, job.posted_by) for job in Client(url).jobs.list()}
         assert names == {(demo_job.name, "bootstrap") for demo_job in MAIN_JOBS}
+
+
+def test_a_wrong_address_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    request = main.DemoRequest(tmp_path / "demo", f"http://127.0.0.1:{server.find_free_port()}")
+    with pytest.raises(UnreachableError, match="No server answers"):
+        main.run(request)
+    assert not (tmp_path / "demo" / "corpus").exists()
 
 
 def write_small_corpus(folder: Path, *_: Any) -> dict[str, Any]:
