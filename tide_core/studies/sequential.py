@@ -69,16 +69,16 @@ def sequential_thresholds(
     density: NDArray[np.float64] | None = None
     thresholds, spent, before = [], 0.0, 0.0
     for share in shares:
-        density = _continue(grid, density, before, share)
+        density = _carry_on(grid, density, before, share)
         target = spent_alpha(share, level=level, rule=rule)
-        bound = _bound(grid, density, target - spent)
+        bound = _find_bound(grid, density, target - spent)
         thresholds.append(float(2.0 * stats.norm.sf(bound)))
         density = np.where(abs(grid) < bound, density, 0.0)
         spent, before = target, share
     return thresholds
 
 
-def _continue(
+def _carry_on(
     grid: NDArray[np.float64], density: NDArray[np.float64] | None, before: float, share: float
 ) -> NDArray[np.float64]:
     """Density of the z statistic at a look, of the studies that no earlier look has stopped."""
@@ -91,7 +91,7 @@ def _continue(
     return np.asarray(kernel @ density * step, dtype=np.float64)
 
 
-def _bound(grid: NDArray[np.float64], density: NDArray[np.float64], alpha: float) -> float:
+def _find_bound(grid: NDArray[np.float64], density: NDArray[np.float64], alpha: float) -> float:
     """Where both tails of a symmetric density together hold ``alpha``."""
     step = grid[1] - grid[0]
     upper = np.cumsum(density[::-1])[::-1] * step  # mass at and above each point

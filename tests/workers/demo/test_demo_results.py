@@ -158,6 +158,9 @@ class Recorder:
         if request.method == "POST" and not job_id:
             job_id = f"job-{len(self.posted)}"
             self.posted.append(json.loads(request.content)["name"])
+        elif request.method == "GET" and not job_id:
+            empty = {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+            return httpx.Response(200, json=empty)
         elif action == "cancel":
             self.cancelled.append(job_id)
         elif action == "metrics":
@@ -167,8 +170,8 @@ class Recorder:
         status = "running" if job_id != "job-0" else "succeeded"
         return httpx.Response(200, text=job_object(job_id, status=status).model_dump_json())
 
-    def open(self, url: str) -> Client:
-        return Client(url, transport=httpx.MockTransport(self))
+    def open(self, url: str, **options: int) -> Client:
+        return Client(url, transport=httpx.MockTransport(self), **options)
 
 
 @pytest.mark.parametrize("is_own", [False, True])
