@@ -320,7 +320,7 @@ MUTANTS = [
         ),
         ("min(1.0, 2.0 * float(stats.t.sf(score, freedom)))", "min(1.0, float(stats.t.sf(score, freedom)))"),
         ("gaps.sum() / divisor.sum()", "(gaps / divisor).mean()"),
-        ("total = max(of_seeds + of_items - of_rest, of_seeds, of_items)", "total = of_items"),
+        ("total = max(of_seeds + of_items - of_rest, of_seeds, of_items, of_rest)", "total = of_items"),
         ("given.size - np.arange(given.size)", "given.size - np.zeros(given.size)"),
     ),
     *_mutants(

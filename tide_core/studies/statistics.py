@@ -170,11 +170,12 @@ def two_level_bootstrap(
         _check_finite(name, values)
     _check_settings(seed, resamples, level)
     gaps = first - second
+    if np.ptp(gaps) == 0.0:  # no spread at all: rounding alone would make an interval and a p-value
+        difference = float(gaps.flat[0])
+        return PairedResult(difference, difference, difference, 2.0 / (resamples + 1) if difference else 1.0)
     drawn = np.concatenate(list(_resample_two_levels(gaps, seed, resamples)))
     difference, spread = float(gaps.mean()), float(drawn.std())
     error, freedom = _two_way_error(gaps)
-    if spread == 0.0:
-        return PairedResult(difference, difference, difference, 1.0 if difference == 0.0 else 0.0)
     shares = [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
     # The resamples give the shape, the analysis of variance the width: quantiles of three seeds have an end.
     width = error / spread * float(stats.t.ppf(shares[1], freedom) / stats.norm.ppf(shares[1]))
@@ -399,7 +400,7 @@ def _two_way_error(gaps: Array) -> tuple[float, float]:
     of_items = seeds * float(((of_item - mean) ** 2).sum()) / (items - 1)
     of_rest = float((rest**2).sum()) / ((seeds - 1) * (items - 1))
     # Where the noise happens to exceed an effect's own square, that effect's estimate is 0, not negative.
-    total = max(of_seeds + of_items - of_rest, of_seeds, of_items)
+    total = max(of_seeds + of_items - of_rest, of_seeds, of_items, of_rest)
     upper = of_seeds * (seeds - 1) / float(stats.chi2.ppf(_SEEDS_DOUBT, seeds - 1))
     share = upper / (upper + max(0.0, of_items - of_rest)) if upper > 0 else 0.0
     freedom = 1.0 / (share**2 / (seeds - 1) + (1.0 - share) ** 2 / (items - 1))

@@ -126,6 +126,19 @@ def test_two_levels_see_a_gap_that_holds_for_seeds_and_items() -> None:
     assert (same.difference, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("gap", [0.1, 0.3, 0.7, -1.0])
+def test_two_levels_without_any_spread_are_one_point(gap: float) -> None:
+    result = two_level_bootstrap(np.full((3, 20), gap), np.zeros((3, 20)), seed=0, resamples=99)
+    assert (result.difference, result.low, result.high, result.p_value) == (gap, gap, gap, 0.02)
+
+
+def test_two_levels_count_noise_that_cancels_in_every_mean() -> None:
+    gaps = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    result = two_level_bootstrap(gaps, np.zeros((2, 2)), seed=0, resamples=200)
+    assert (result.difference, result.p_value) == (0.0, 1.0)
+    assert result.low < 0.0 < result.high
+
+
 def test_a_permutation_of_few_items_is_counted_whole() -> None:
     gaps = [0.5, -0.2, 0.9, 1.4, 0.3, -0.1]
     sums = [abs(sum(s * g for s, g in zip(signs, gaps, strict=True))) for signs in product((1, -1), repeat=6)]
